@@ -1,0 +1,1 @@
+//! Heddle's custom resources, group `heddle.dev`, version `v1alpha1`.

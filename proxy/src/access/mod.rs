@@ -1,0 +1,5 @@
+//! Not written yet.
+
+/// Who may call.
+#[derive(Debug, Default)]
+pub struct AccessRules;

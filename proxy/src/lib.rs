@@ -1,0 +1,20 @@
+//! Heddle's sidecar. The modules are a request's itinerary; `docs/architecture.md` walks through them.
+//!
+//! Pure decisions (`route`, `balance`, `access`, `retry`) never see a socket; I/O (`capture`, `carrier`, `plain`,
+//! `inbound`, `outbound`) never decides policy; shared state lives in `store`, with one writer.
+
+pub mod access;
+pub mod admin;
+pub mod balance;
+pub mod carrier;
+pub mod config;
+pub mod identity;
+pub mod inbound;
+pub mod metrics;
+pub mod outbound;
+pub mod path;
+pub mod plain;
+pub mod reason;
+pub mod retry;
+pub mod route;
+pub mod store;
