@@ -10,6 +10,7 @@ pub mod carrier;
 pub mod config;
 pub mod identity;
 pub mod inbound;
+pub mod log;
 pub mod metrics;
 pub mod outbound;
 pub mod path;
