@@ -1,0 +1,73 @@
+//! What the sidecar says: diagnostics on standard error, the access log on standard output.
+//!
+//! Both go through a bounded queue to a thread of their own ([`lines`]), so that a slow pipe delays no request; what
+//! finds no room is dropped and counted. The level of the diagnostics can be changed while it runs ([`level`]).
+
+pub mod access;
+pub mod level;
+pub mod lines;
+
+use std::io;
+use std::time::Duration;
+
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+pub use self::access::{AccessLogger, Entry};
+pub use self::level::{BadLevel, LogLevel};
+use self::lines::Lines;
+
+/// How long the end of the process waits for lines that are still queued.
+const FLUSH_TIME: Duration = Duration::from_secs(1);
+
+/// Why logging could not begin.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The level is not one.
+    #[error(transparent)]
+    Level(#[from] BadLevel),
+    /// A writer's thread could not be started.
+    #[error("no thread for writing logs: {0}")]
+    Thread(#[from] io::Error),
+    /// Something in this process set a subscriber before.
+    #[error("logging was set up before: {0}")]
+    Again(#[from] tracing_subscriber::util::TryInitError),
+}
+
+/// Logging, once begun. Hold it until the process ends: dropping it waits, up to a second, for queued lines.
+#[derive(Debug)]
+pub struct Logging {
+    /// The level of the diagnostics.
+    pub level: LogLevel,
+    /// One line per request.
+    pub access: AccessLogger,
+    diagnostics: Lines,
+}
+
+impl Logging {
+    /// Begins logging for the whole process, at this level (see [`level`] for how it is written).
+    ///
+    /// # Errors
+    /// See [`LogError`].
+    pub fn start(level: &str) -> Result<Self, LogError> {
+        let (filter, level) = LogLevel::new(level)?;
+        let diagnostics = Lines::start("log", io::stderr())?;
+        let access = AccessLogger::new(Lines::start("access-log", io::stdout())?);
+        let format = tracing_subscriber::fmt::layer().with_writer(diagnostics.clone());
+        tracing_subscriber::registry().with(filter).with(format).try_init()?;
+        Ok(Self { level, access, diagnostics })
+    }
+
+    /// Lines of diagnostics that found no room so far.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.diagnostics.dropped()
+    }
+}
+
+impl Drop for Logging {
+    fn drop(&mut self) {
+        self.access.flush(FLUSH_TIME);
+        self.diagnostics.flush(FLUSH_TIME);
+    }
+}
