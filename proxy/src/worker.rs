@@ -16,7 +16,6 @@ use crate::{
 };
 
 /// One worker: a current-thread runtime with its own connection pools. Never crosses threads.
-#[derive(Debug)]
 pub struct Worker {
     /// What the mesh looks like; shared.
     pub store: Arc<Store>,

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// What a request brings with it besides itself.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Exchange<'a> {
     /// Who serves it.
     pub worker: &'a Rc<Worker>,
@@ -76,23 +76,21 @@ impl Decision<'_> {
         }
     }
 
-    /// The filters in force, the rule's first.
-    fn filters(&self) -> impl Iterator<Item = &Filter> {
-        let rule = self.rule.map_or(&[][..], |rule| &rule.filters);
-        let entry = self.entry.map_or(&[][..], |entry| &entry.filters);
-        rule.iter().chain(entry)
+    /// The filters in force: the rule's, and those of its share.
+    fn filters(&self) -> [&[Filter]; 2] {
+        [self.rule.map_or(&[], |rule| &rule.filters), self.entry.map_or(&[], |entry| &entry.filters)]
     }
 
     /// Copies of the request that its mirror filters want.
     fn copies(&self, exchange: &Exchange<'_>, parts: &request::Parts) -> Vec<Copy> {
-        let mirrors = self.filters().filter_map(|f| if let Filter::Mirror(m) = f { Some(m) } else { None });
-        mirrors.filter_map(|m| Copy::wanted(exchange.worker, m, parts, exchange.version)).collect()
+        let mirrors = self.filters().into_iter().flat_map(filter::mirrors);
+        mirrors.map(|backend| Copy::new(exchange.worker, backend, parts, exchange.version)).collect()
     }
 
     /// Applies the response filters.
     pub fn filter_response(&self, response: &mut Response<ResponseBody>) {
-        for filter in self.filters() {
-            filter::response(response.headers_mut(), filter);
+        for filters in self.filters() {
+            filter::response(response.headers_mut(), filters);
         }
     }
 }
@@ -120,16 +118,15 @@ pub fn decide<'a>(
             ));
         }
     };
-    for filter in &rule.filters {
-        if let Filter::Redirect(redirect) = filter {
-            let mut response = filter::redirect(parts, redirect, route).map(|()| ResponseBody::empty());
-            for filter in &rule.filters {
-                filter::response(response.headers_mut(), filter);
-            }
-            return Ok(Routed::Answer(response));
-        }
-        filter::request(parts, filter, route);
+    if let Some(redirect) = filter::redirect(&rule.filters) {
+        let mut response = route::redirect(parts, redirect, Some(route)).map(|()| ResponseBody::empty());
+        filter::response(response.headers_mut(), &rule.filters);
+        return Ok(Routed::Answer(response));
     }
+    let rewritten = |error: route::RewriteError| {
+        Refused::new(Reason::BadRequest, format!("route {} cannot rewrite the request: {error}", route.name))
+    };
+    filter::request(parts, &rule.filters, Some(route)).map_err(rewritten)?;
     let entry = rule.split.pick().ok_or_else(|| {
         Refused::new(Reason::NoBackend, format!("route {} has no backend with a weight", route.name))
     })?;
@@ -139,9 +136,7 @@ pub fn decide<'a>(
             format!("route {} names {}, which does not exist", route.name, entry.name),
         )
     })?;
-    for filter in &entry.filters {
-        filter::request(parts, filter, route);
-    }
+    filter::request(parts, &entry.filters, Some(route)).map_err(rewritten)?;
     Ok(Routed::To(Decision { backend, route: Some(route), rule: Some(rule), entry: Some(entry) }))
 }
 

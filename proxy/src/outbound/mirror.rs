@@ -10,6 +10,7 @@ use std::{
     fmt,
     pin::Pin,
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -20,10 +21,10 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
-use super::{body::RequestBody, exchange};
+use super::{body::RequestBody, send};
 use crate::{
     balance::{self, Outcome},
-    config::{Backend, Mirror},
+    config::Backend,
     worker::Worker,
 };
 
@@ -59,7 +60,7 @@ impl Drop for Counted {
 /// A copy that waits for the original's body.
 pub struct Copy {
     worker: Rc<Worker>,
-    backend: std::sync::Arc<Backend>,
+    backend: Arc<Backend>,
     parts: request::Parts,
     version: Version,
     kept: VecDeque<Bytes>,
@@ -73,26 +74,22 @@ impl fmt::Debug for Copy {
 }
 
 impl Copy {
-    /// A copy of this request, if the filter's fraction wants one and its backend exists.
+    /// A copy of this request for that backend.
     #[must_use]
-    pub fn wanted(
+    pub fn new(
         worker: &Rc<Worker>,
-        mirror: &Mirror,
+        backend: &Arc<Backend>,
         parts: &request::Parts,
         version: Version,
-    ) -> Option<Self> {
-        let backend = mirror.backend.as_ref()?;
-        if fastrand::u32(..mirror.denominator) >= mirror.numerator {
-            return None;
-        }
-        Some(Self {
+    ) -> Self {
+        Self {
             worker: Rc::clone(worker),
-            backend: std::sync::Arc::clone(backend),
+            backend: Arc::clone(backend),
             parts: parts.clone(),
             version,
             kept: VecDeque::new(),
             bytes: 0,
-        })
+        }
     }
 
     /// Sends it, once, without retries.
@@ -111,7 +108,7 @@ impl Copy {
         let Some(picked) = balance::pick(&backend, &backend.state.endpoints.load(), &[]) else { return };
         let mut load = picked.load;
         let body = if kept.is_empty() { RequestBody::Empty } else { RequestBody::Kept(kept) };
-        match exchange::send(&worker, &backend, &picked.endpoint, parts, body, version).await {
+        match send::send(&worker, &backend, &picked.endpoint, parts, body, version).await {
             Ok(response) => {
                 let mut body = response.into_body();
                 while let Some(Ok(_)) = body.frame().await {}
