@@ -112,9 +112,8 @@ impl FromStr for Forward {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (listen, name) =
             text.split_once('=').ok_or_else(|| format!("{text:?} is not LISTEN=NAME:PORT: no '='"))?;
-        let listen = listen
-            .parse()
-            .map_err(|_| format!("{listen:?} is not ADDRESS:PORT, such as 127.0.0.2:5432"))?;
+        let listen =
+            listen.parse().map_err(|_| format!("{listen:?} is not ADDRESS:PORT, such as 127.0.0.2:5432"))?;
         let port = name.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
         if !matches!(port, Some(Ok(1..))) {
             return Err(format!("{name:?} is not NAME:PORT, such as postgres.shop:5432"));

@@ -23,6 +23,7 @@ pub mod reason;
 pub mod relay;
 pub mod retry;
 pub mod route;
+pub mod run;
 pub mod store;
 pub mod threads;
 pub mod worker;

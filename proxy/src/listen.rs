@@ -112,10 +112,8 @@ pub async fn accept(bound: Bound, workers: Vec<Handoff>) -> io::Result<()> {
             Ok(accepted) => accepted,
             Err(error) => {
                 // ECONNABORTED and the like concern one connection; the rest is exhaustion, which passes.
-                if !matches!(
-                    error.kind(),
-                    io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset
-                ) {
+                if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset)
+                {
                     tracing::warn!(port = ?bound.port, %error, "accepting pauses");
                     tokio::time::sleep(EXHAUSTED_PAUSE).await;
                 }

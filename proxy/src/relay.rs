@@ -2,11 +2,7 @@
 //!
 //! What passes between a socket and another sidecar goes through [`crate::carrier::copy`].
 
-use std::{
-    cell::Cell,
-    io,
-    time::Duration,
-};
+use std::{cell::Cell, io, time::Duration};
 
 use bytes::Bytes;
 use tokio::{
@@ -30,7 +26,12 @@ pub struct Relayed {
 
 /// Relays until both sides have ended, one breaks off, or no byte has passed for `idle`; then both are reset.
 /// `early` was already read from the first and goes ahead.
-pub async fn relay<A: Socket, B: Socket>(mut first: A, mut second: B, early: Bytes, idle: Duration) -> Relayed {
+pub async fn relay<A: Socket, B: Socket>(
+    mut first: A,
+    mut second: B,
+    early: Bytes,
+    idle: Duration,
+) -> Relayed {
     let (forth, back, last) = (Cell::new(0), Cell::new(0), Cell::new(Instant::now()));
     let outcome = {
         let (mut from_first, mut to_first) = split(&mut first);

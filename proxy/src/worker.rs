@@ -67,7 +67,9 @@ impl Settings {
     pub fn is_own_port(&self, address: std::net::SocketAddr) -> bool {
         let ip = address.ip().to_canonical();
         self.own_ports.contains(&address.port())
-            && (self.pod_ips.contains(&ip) || ip.is_unspecified() || crate::capture::source_is_this_pod(ip, self))
+            && (self.pod_ips.contains(&ip)
+                || ip.is_unspecified()
+                || crate::capture::source_is_this_pod(ip, self))
     }
 
     /// Settings for unit tests.

@@ -24,7 +24,8 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
 
 /// Refuses a request. `sentence` says for whom and what to do, without the reason's word.
 pub fn refuse(reason: Reason, sentence: &str, grpc: bool) -> Response<ResponseBody> {
-    let mut response = if grpc { grpc_status(reason, sentence) } else { text(reason.status(), reason, sentence) };
+    let mut response =
+        if grpc { grpc_status(reason, sentence) } else { text(reason.status(), reason, sentence) };
     response.headers_mut().insert(reason::HEADER, HeaderValue::from_static(reason.as_str()));
     response
 }

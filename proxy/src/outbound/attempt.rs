@@ -132,8 +132,7 @@ async fn one_try(
         }
         Err(error) => {
             // The client's own fault says nothing about the endpoint.
-            let judged =
-                if error.reason == Reason::BadRequest { Outcome::Neutral } else { Outcome::Failure };
+            let judged = if error.reason == Reason::BadRequest { Outcome::Neutral } else { Outcome::Failure };
             note_ejection(exchange.worker, backend, &endpoint, load.judge(backend, judged, latency));
             let sentence = format!("{} at {}: {}", backend.key, endpoint.address, error.source);
             let refused = Refused::new(error.reason, sentence);

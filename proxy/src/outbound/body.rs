@@ -15,9 +15,7 @@ use super::{
     mirror::{Copy, Tee},
     record::Record,
 };
-use crate::{
-    balance::LoadGuard, carrier::CarrierBody, plain::PlainBody, reason::Reason, retry::ReplayBody,
-};
+use crate::{balance::LoadGuard, carrier::CarrierBody, plain::PlainBody, reason::Reason, retry::ReplayBody};
 
 /// Any error of a body; hyper and the carrier turn it into a reset.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

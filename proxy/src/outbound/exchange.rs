@@ -99,10 +99,7 @@ impl Decision<'_> {
 ///
 /// # Errors
 /// When no route matches, or the one that does leads nowhere.
-pub fn decide<'a>(
-    destination: &'a Destination,
-    parts: &mut request::Parts,
-) -> Result<Routed<'a>, Refused> {
+pub fn decide<'a>(destination: &'a Destination, parts: &mut request::Parts) -> Result<Routed<'a>, Refused> {
     let (route, rule) = match route::find(destination, parts) {
         Found::Rule { route, rule } => (route, rule),
         Found::Default => {

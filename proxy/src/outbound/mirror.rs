@@ -113,7 +113,9 @@ impl Copy {
                 let mut body = response.into_body();
                 while let Some(Ok(_)) = body.frame().await {}
             }
-            Err(error) => tracing::debug!(backend = %backend.key, error = %error.source, "a mirrored request failed"),
+            Err(error) => {
+                tracing::debug!(backend = %backend.key, error = %error.source, "a mirrored request failed")
+            }
         }
         load.judge(&backend, Outcome::Neutral, Duration::ZERO);
     }

@@ -93,7 +93,9 @@ async fn to_slot<T: Socket + Send + 'static>(worker: Rc<Worker>, io: T, slot: Ar
         return passthrough::bytes(&worker, io, slot.name()).await;
     };
     let protocol = match destination.protocol {
-        AppProtocol::Opaque => return tcp::serve(&worker, Rewind::new(bytes::Bytes::new(), io), &destination).await,
+        AppProtocol::Opaque => {
+            return tcp::serve(&worker, Rewind::new(bytes::Bytes::new(), io), &destination).await;
+        }
         // Declared: the bytes only tell the version, and are waited for.
         AppProtocol::Http | AppProtocol::Http1 | AppProtocol::Http2 => None,
         AppProtocol::Detect => Some(worker.settings.detect_timeout),

@@ -143,8 +143,7 @@ async fn connect(worker: &Rc<Worker>, destination: &Destination) -> Result<Conne
                 let ejected = load.judge(backend, Outcome::Failure, started.elapsed());
                 note_ejection(worker, backend, &endpoint, ejected);
                 // Not a byte of the client's has gone out, so any connection may be tried again.
-                let again =
-                    retry::may_retry(policy, &::http::Method::CONNECT, failure_of(&error), attempt);
+                let again = retry::may_retry(policy, &::http::Method::CONNECT, failure_of(&error), attempt);
                 if !again || !budget.withdraw(policy) {
                     let sentence = format!("{} at {}: {}", backend.key, endpoint.address, error.source);
                     return Err(Refused::new(error.reason, sentence).after(attempt + 1));
@@ -161,7 +160,8 @@ fn backend(destination: &Destination) -> Result<&Arc<Backend>, Refused> {
     let none = |name: &str| Refused::new(Reason::NoBackend, format!("{name} does not exist"));
     match &destination.tcp {
         Some(split) => {
-            let entry = split.pick().ok_or_else(|| none(&format!("a TCP backend of {}", destination.service)))?;
+            let entry =
+                split.pick().ok_or_else(|| none(&format!("a TCP backend of {}", destination.service)))?;
             entry.backend.as_ref().ok_or_else(|| none(&entry.name))
         }
         None => destination.default.as_ref().ok_or_else(|| none(&destination.service)),

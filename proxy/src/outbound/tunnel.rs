@@ -40,7 +40,8 @@ pub async fn connect(
     parts: &request::Parts,
     on_upgrade: OnUpgrade,
 ) -> Result<Response<ResponseBody>, Refused> {
-    let authority = parts.uri.authority().ok_or_else(|| Refused::new(Reason::NoDestination, "CONNECT to nothing"))?;
+    let authority =
+        parts.uri.authority().ok_or_else(|| Refused::new(Reason::NoDestination, "CONNECT to nothing"))?;
     let name = Name::of(authority, 443).map_err(|(reason, sentence)| Refused::new(reason, sentence))?;
     if name.address().is_some_and(|ip| worker.settings.is_own_port((ip, name.host_and_port().1).into())) {
         return Err(Refused::new(Reason::OwnPort, format!("{} is the sidecar itself", name.key)));
@@ -177,7 +178,9 @@ async fn ask(
             })
         }
         None => Ok(match worker.plain.upgrade(endpoint.address, request, protocol, limit).await? {
-            plain::Upgrade::Switched(response, io) => Answered::Plain(switched(response, protocol), TokioIo::new(io)),
+            plain::Upgrade::Switched(response, io) => {
+                Answered::Plain(switched(response, protocol), TokioIo::new(io))
+            }
             plain::Upgrade::Declined(mut response) => {
                 // Only sidecars may say why they refused.
                 response.headers_mut().remove(reason::HEADER);
