@@ -31,8 +31,8 @@ pub enum Command {
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
     /// The control plane, https://HOST:PORT.
-    #[arg(long, env = "HEDDLE_CONTROL_PLANE", value_name = "URL")]
-    pub control_plane: String,
+    #[arg(long, env = "HEDDLE_CONTROL_PLANE", value_name = "URL", value_parser = url)]
+    pub control_plane: http::Uri,
 
     /// The control plane's CA certificate, PEM. Read anew at each connect.
     #[arg(long, env = "HEDDLE_CONTROL_PLANE_CA", value_name = "FILE")]
@@ -120,6 +120,14 @@ impl FromStr for Forward {
         }
         Ok(Self { listen, name: name.to_ascii_lowercase() })
     }
+}
+
+fn url(text: &str) -> Result<http::Uri, String> {
+    let uri: http::Uri = text.parse().map_err(|error| format!("{error}"))?;
+    if uri.scheme_str() != Some("https") || uri.host().is_none() || uri.path() != "/" {
+        return Err("it is not https://HOST:PORT".to_owned());
+    }
+    Ok(uri)
 }
 
 fn duration(text: &str) -> Result<Duration, humantime::DurationError> {

@@ -1,6 +1,9 @@
 //! A stream that carries bytes: opaque TCP (CONNECT, RFC 9113, 8.5) or what follows an upgrade (RFC 8441).
 
-use std::task::{Context, Poll, ready};
+use std::{
+    future::poll_fn,
+    task::{Context, Poll, ready},
+};
 
 use bytes::Bytes;
 use h2::{Reason as Code, RecvStream, SendStream, server::SendResponse};
