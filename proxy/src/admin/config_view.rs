@@ -73,7 +73,7 @@ fn view(admin: &Admin) -> Value {
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "pod": admin.pod.to_string(),
-        "not_ready": admin.readiness.missing().map(|missing| missing.lines().map(str::to_owned).collect::<Vec<_>>()),
+        "not_ready": admin.missing().map(|missing| missing.lines().map(str::to_owned).collect::<Vec<_>>()),
         "discovery": discovery(&live.discovery()),
         "certificate": live.certificate().map(|facts| certificate(&facts)),
         "certificate_problem": live.certificate_problem(),

@@ -56,7 +56,7 @@ pub struct Admin {
     pub pod: PodName,
     /// What it counts.
     pub metrics: Arc<Metrics>,
-    /// Whether it can serve.
+    /// Whether its parts can serve, beside the certificate and the pod's own side.
     pub readiness: Readiness,
     /// Its logs.
     pub logs: Logs,
@@ -65,6 +65,24 @@ pub struct Admin {
 }
 
 impl Admin {
+    /// What is missing before the sidecar can serve, a line each.
+    ///
+    /// The certificate and the pod's own side are asked for here, so nobody has to report them. Once there, they make
+    /// the sidecar ready for good, even when the certificate has expired: an outage of the control plane must not
+    /// take every pod out of its Services; what expired shows in `heddle_certificate_expiry_timestamp_seconds`.
+    fn missing(&self) -> Option<String> {
+        let mut text = self.readiness.missing().unwrap_or_default();
+        if self.live.certificate().is_none() {
+            let problem = self.live.certificate_problem();
+            let reason = problem.as_deref().unwrap_or("the control plane has issued none yet");
+            text += &format!("certificate: {reason}\n");
+        }
+        if self.live.inbound().is_none() {
+            text += "inbound: the control plane has not said yet what this pod's ports are\n";
+        }
+        (!text.is_empty()).then_some(text)
+    }
+
     /// The scrape.
     fn scrape(&self) -> String {
         self.metrics.encode(&Observed {

@@ -1,9 +1,11 @@
 //! The pages and who may ask for them how.
 
 use std::fmt::Write;
+use std::net::IpAddr;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_TYPE};
+use http::header::{ALLOW, CONTENT_TYPE, HOST, ORIGIN};
+use http::uri::Authority;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::{BodyExt, Full, Limited};
@@ -76,6 +78,10 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let (parts, body) = request.into_parts();
+    if surface == Surface::Admin && !is_direct(&parts) {
+        let text = "the admin pages are asked for by address or as localhost, and by no web page\n";
+        return response(StatusCode::FORBIDDEN, TEXT, text);
+    }
     let Some(page) = Page::find(surface, parts.uri.path()) else {
         let text = format!("no such page; there are:\n{}", index(surface));
         return response(StatusCode::NOT_FOUND, TEXT, text);
@@ -90,7 +96,7 @@ where
             response
         }
         Page::Index => response(StatusCode::OK, TEXT, index(surface)),
-        Page::Ready => match admin.readiness.missing() {
+        Page::Ready => match admin.missing() {
             None => response(StatusCode::OK, TEXT, "ready\n"),
             Some(missing) => response(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("not ready\n{missing}")),
         },
@@ -98,6 +104,20 @@ where
         Page::Config => response(StatusCode::OK, JSON, config_view::text(admin)),
         Page::LogLevel => show_level(admin),
     }
+}
+
+/// Whether no web page in somebody's browser is behind the request. A page of another origin can have the browser POST
+/// to loopback, and says so in Origin; one whose own name was made to point here (DNS rebinding) has that name in Host.
+fn is_direct(parts: &http::request::Parts) -> bool {
+    let host = parts.headers.get(HOST).map(HeaderValue::as_bytes);
+    let names_us = host.is_none_or(|host| {
+        let authority = Authority::try_from(host).ok();
+        authority.is_some_and(|authority| {
+            let name = authority.host().trim_start_matches('[').trim_end_matches(']');
+            name.parse::<IpAddr>().is_ok() || name.eq_ignore_ascii_case("localhost")
+        })
+    });
+    names_us && !parts.headers.contains_key(ORIGIN)
 }
 
 fn index(surface: Surface) -> String {

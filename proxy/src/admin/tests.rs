@@ -76,14 +76,54 @@ async fn get(admin: &Admin, path: &str) -> Response<String> {
 
 #[tokio::test]
 async fn ready_names_what_is_missing() {
-    let (admin, _filter) = admin(Fixed::default());
+    let (admin, _filter) = admin(shop());
     assert_eq!(get(&admin, "/ready").await.status(), StatusCode::OK);
-    let certificate = admin.readiness.part("certificate", "the control plane");
+    let listeners = admin.readiness.part("listeners", "port 15001");
     let answer = get(&admin, "/ready?verbose").await;
     assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
-    assert_eq!(answer.body(), "not ready\ncertificate: the control plane\n");
-    certificate.ready();
+    assert_eq!(answer.body(), "not ready\nlisteners: port 15001\n");
+    listeners.ready();
     assert_eq!(get(&admin, "/ready").await.body(), "ready\n");
+}
+
+#[tokio::test]
+async fn without_certificate_and_ports_it_is_not_ready_and_an_expired_certificate_is_no_reason() {
+    let (fresh, _filter) = admin(Fixed::default());
+    assert_eq!(
+        get(&fresh, "/ready").await.body(),
+        "not ready\ncertificate: the token expired\n\
+         inbound: the control plane has not said yet what this pod's ports are\n"
+    );
+    let mut live = shop();
+    live.certificate.as_mut().unwrap().not_after = SystemTime::UNIX_EPOCH;
+    let (expired, _filter) = admin(live);
+    assert_eq!(get(&expired, "/ready").await.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_web_page_can_neither_read_nor_change_anything() {
+    let (admin, _filter) = admin(shop());
+    for (name, value, expected) in [
+        ("host", "127.0.0.1:15000", 200),
+        ("host", "[::1]:15000", 200),
+        ("host", "localhost:15000", 200),
+        ("host", "rebound.example:15000", 403),
+        ("host", "", 403),
+        ("origin", "https://example.com", 403),
+        ("origin", "null", 403),
+    ] {
+        for (method, path) in [(Method::GET, "/config"), (Method::POST, "/log-level")] {
+            let request = Request::builder().method(method).uri(path).header(name, value);
+            let request = request.body(Full::new(Bytes::from_static(b"debug"))).unwrap();
+            let answer = pages::answer(&admin, Surface::Admin, request).await;
+            assert_eq!(answer.status(), expected, "{name}: {value}, {path}");
+        }
+    }
+    // Prometheus may scrape by name.
+    let request = Request::builder().uri("/metrics").header("host", "web.shop.svc:15020");
+    let answer =
+        pages::answer(&admin, Surface::Metrics, request.body(Full::<Bytes>::default()).unwrap()).await;
+    assert_eq!(answer.status(), StatusCode::OK);
 }
 
 #[tokio::test]
@@ -117,7 +157,7 @@ async fn what_is_not_there_or_not_allowed_is_told_what_is() {
 
 #[tokio::test]
 async fn the_metrics_address_serves_no_more_than_it_should() {
-    let (admin, _filter) = admin(Fixed::default());
+    let (admin, _filter) = admin(shop());
     for (path, status) in
         [("/ready", 200), ("/metrics", 200), ("/config", 404), ("/log-level", 404), ("/", 404)]
     {
@@ -274,7 +314,7 @@ async fn the_scrape_counts_endpoints_of_every_backend_once() {
 }
 
 async fn served() -> (std::net::SocketAddr, Filtering) {
-    let (admin, filter) = admin(Fixed::default());
+    let (admin, filter) = admin(shop());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(serve(listener, Surface::Admin, admin));
@@ -292,11 +332,11 @@ async fn read_all(io: &mut TcpStream) -> String {
 async fn a_connection_carries_one_request_and_head_has_no_body() {
     let (address, _filter) = served().await;
     let mut io = TcpStream::connect(address).await.unwrap();
-    io.write_all(b"GET /ready HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    io.write_all(b"GET /ready HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n").await.unwrap();
     let text = read_all(&mut io).await;
     assert!(text.starts_with("HTTP/1.1 200") && text.ends_with("\r\n\r\nready\n"), "{text}");
     let mut io = TcpStream::connect(address).await.unwrap();
-    io.write_all(b"HEAD /ready HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    io.write_all(b"HEAD /ready HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n").await.unwrap();
     let text = read_all(&mut io).await;
     assert!(text.contains("content-length: 6\r\n") && text.ends_with("\r\n\r\n"), "{text}");
 }
@@ -318,7 +358,7 @@ async fn the_oldest_connection_gives_way() {
     }
     assert_eq!(read_all(&mut open.pop_front().unwrap()).await, "");
     for mut io in open {
-        io.write_all(b"GET /ready HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        io.write_all(b"GET /ready HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n").await.unwrap();
         assert!(read_all(&mut io).await.starts_with("HTTP/1.1 200"));
     }
 }

@@ -24,7 +24,8 @@ type Sample = (BTreeMap<String, String>, f64);
 fn parse(text: &str) -> BTreeMap<String, Vec<Sample>> {
     let mut samples: BTreeMap<String, Vec<Sample>> = BTreeMap::new();
     let mut family = String::new();
-    let mut lines = text.lines();
+    // Not `lines()`: a label may end in a carriage return.
+    let mut lines = text.strip_suffix('\n').unwrap().split('\n');
     assert_eq!(lines.next_back(), Some("# EOF"));
     for line in lines {
         if let Some(comment) = line.strip_prefix("# ") {
@@ -43,6 +44,7 @@ fn parse(text: &str) -> BTreeMap<String, Vec<Sample>> {
     samples
 }
 
+/// The labels of a sample in braces, and what follows.
 fn labels_of(text: &str) -> (BTreeMap<String, String>, &str) {
     let mut labels = BTreeMap::new();
     let Some(mut rest) = text.strip_prefix('{') else { return (labels, text) };
@@ -156,6 +158,20 @@ fn values_of_labels_are_escaped_and_cut() {
     let (labels, _) = &samples["http_client_request_duration_seconds_count"][0];
     assert_eq!(labels["heddle_service"], odd);
     assert_eq!(labels["heddle_route"], "é".repeat(MAX_LABEL / 2));
+}
+
+proptest::proptest! {
+    #[test]
+    fn whatever_a_label_holds_a_scraper_reads_it_back(service in ".{0,40}", route in "[\\PC\\n\\r\"\\\\]{0,40}") {
+        let metrics = Metrics::new(1);
+        let labels = HttpLabels { service: &service, route: &route, ..LABELS };
+        let series = metrics.worker(0).http(Direction::Outbound, labels);
+        series.record(&Method::GET, Some(StatusCode::OK), None, Duration::ZERO);
+        let samples = scrape(&metrics);
+        let (read, _) = &samples["http_client_request_duration_seconds_count"][0];
+        proptest::prop_assert_eq!(&read["heddle_service"], &service);
+        proptest::prop_assert_eq!(&read["heddle_route"], &route);
+    }
 }
 
 #[test]
