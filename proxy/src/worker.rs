@@ -43,6 +43,12 @@ pub struct Worker {
     pub drain: Drain,
 }
 
+impl std::fmt::Debug for Worker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Worker").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
 /// What the command line said.
 #[derive(Clone, Debug)]
 pub struct Settings {
