@@ -29,8 +29,8 @@ pub use self::ready::{Readiness, Token};
 use crate::log::Logs;
 use crate::metrics::{Metrics, Observed};
 
-/// Connections open at once on one listener.
-pub const MAX_CONNECTIONS: usize = 64;
+/// Connections open at once on one listener. Each may hold a page that its reader is slow to take, 14 MB at worst.
+pub const MAX_CONNECTIONS: usize = 16;
 /// In which a request's head must be there.
 const HEADER_TIME: Duration = Duration::from_secs(5);
 /// In which all of an exchange must be over.

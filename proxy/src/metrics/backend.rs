@@ -2,7 +2,7 @@
 
 use super::Counter;
 
-/// A handle on one backend's counters: look it up once, keep it.
+/// A handle on one backend's counters.
 #[derive(Debug)]
 pub struct BackendSeries {
     pub(super) backend: Box<str>,

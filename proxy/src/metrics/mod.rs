@@ -8,8 +8,8 @@
 //!
 //! Everything is bounded: [`MAX_HISTOGRAMS`] histograms and [`MAX_HANDLES`] handles a worker, values of labels
 //! cut at [`MAX_LABEL`] bytes; what does not fit is counted under `other`, and
-//! `heddle_metric_series_overflow_total` says so. At the bound a worker's histograms take 0.4 MB and a scrape of
-//! them is about 12 MB.
+//! `heddle_metric_series_overflow_total` says so. At the bound a worker's histograms take 0.4 MB, and a scrape is
+//! 14 MB where the workers serve the same services, as they do.
 
 mod backend;
 mod histogram;

@@ -9,21 +9,23 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub(super) struct Table<K, S> {
     handles: Mutex<HashMap<K, Arc<S>, ahash::RandomState>>,
     limit: usize,
+    /// Whether handles that nobody keeps any more make room for new ones. Their series end, as those of a target that
+    /// was removed do.
+    forgets: bool,
 }
 
 impl<K: Eq + Hash, S> Table<K, S> {
-    pub(super) fn new(limit: usize) -> Self {
-        Self { handles: Mutex::default(), limit }
+    pub(super) fn new(limit: usize, forgets: bool) -> Self {
+        Self { handles: Mutex::default(), limit, forgets }
     }
 
-    /// The handle for these labels, made if there is room. At the limit, or when `crowded`, handles that nobody
-    /// keeps any more are dropped first: their series end, as those of a removed target do.
+    /// The handle for these labels, made if there is room. `crowded`: room is short though the limit is not reached.
     pub(super) fn get(&self, key: K, crowded: bool, make: impl FnOnce(&K) -> S) -> Option<Arc<S>> {
         let mut handles = self.lock();
         if let Some(handle) = handles.get(&key) {
             return Some(Arc::clone(handle));
         }
-        if crowded || handles.len() >= self.limit {
+        if self.forgets && (crowded || handles.len() >= self.limit) {
             handles.retain(|_, handle| Arc::strong_count(handle) > 1);
         }
         if handles.len() >= self.limit {

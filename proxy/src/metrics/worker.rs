@@ -102,10 +102,11 @@ pub struct WorkerMetrics {
 impl WorkerMetrics {
     pub(super) fn new() -> Self {
         Self {
-            http: Table::new(MAX_HANDLES),
+            http: Table::new(MAX_HANDLES, true),
             http_other: Direction::ALL.map(HttpSeries::other),
             room: Room::new(),
-            backends: Table::new(MAX_HANDLES),
+            // Looked up when something goes wrong and not kept, so being held says nothing of use.
+            backends: Table::new(MAX_HANDLES, false),
             backend_other: Arc::new(BackendSeries::new(OTHER)),
             refused: Default::default(),
             opened: Default::default(),
@@ -127,7 +128,7 @@ impl WorkerMetrics {
             .unwrap_or_else(|| Arc::clone(other))
     }
 
-    /// The handle on a backend's counters, by its key. Keep it, as with [`WorkerMetrics::http`].
+    /// The handle on a backend's counters, by its key. Allocates and hashes, as for a retry one may.
     pub fn backend(&self, key: &str) -> Arc<BackendSeries> {
         self.backends
             .get(label(key), false, |key| BackendSeries::new(key))
