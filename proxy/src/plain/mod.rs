@@ -10,6 +10,8 @@ pub mod edge;
 mod failure;
 mod http1;
 mod http2;
+pub mod refusal;
+pub mod relay;
 pub mod settings;
 
 pub use body::{BoxError, PlainBody};
