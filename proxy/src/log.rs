@@ -34,9 +34,9 @@ pub enum LogError {
     Again(#[from] tracing_subscriber::util::TryInitError),
 }
 
-/// Logging, once begun. Hold it until the process ends: dropping it waits, up to a second, for queued lines.
-#[derive(Debug)]
-pub struct Logging {
+/// The process's logs; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Logs {
     /// The level of the diagnostics.
     pub level: LogLevel,
     /// One line per request.
@@ -44,18 +44,31 @@ pub struct Logging {
     diagnostics: Lines,
 }
 
-impl Logging {
-    /// Begins logging for the whole process, at this level (see [`level`] for how it is written).
+impl Logs {
+    /// Begins logging for the whole process, at this level (see [`level`] for how it is written). Hold the guard until
+    /// the process ends.
     ///
     /// # Errors
     /// See [`LogError`].
-    pub fn start(level: &str) -> Result<Self, LogError> {
+    pub fn start(level: &str) -> Result<(Self, FlushGuard), LogError> {
         let (filter, level) = LogLevel::new(level)?;
         let diagnostics = Lines::start("log", io::stderr())?;
         let access = AccessLogger::new(Lines::start("access-log", io::stdout())?);
         let format = tracing_subscriber::fmt::layer().with_writer(diagnostics.clone());
         tracing_subscriber::registry().with(filter).with(format).try_init()?;
-        Ok(Self { level, access, diagnostics })
+        let logs = Self { level, access, diagnostics };
+        Ok((logs.clone(), FlushGuard(logs)))
+    }
+
+    /// Logs that reach no output, and the filter that the level belongs to.
+    #[cfg(test)]
+    pub(crate) fn for_tests(
+        level: &str,
+    ) -> (tracing_subscriber::reload::Layer<tracing_subscriber::EnvFilter, tracing_subscriber::Registry>, Self)
+    {
+        let (filter, level) = LogLevel::new(level).expect("a level");
+        let lines = Lines::start("test", io::sink()).expect("a thread");
+        (filter, Self { level, access: AccessLogger::new(lines.clone()), diagnostics: lines })
     }
 
     /// Lines of diagnostics that found no room so far.
@@ -65,9 +78,14 @@ impl Logging {
     }
 }
 
-impl Drop for Logging {
+/// When dropped, waits for lines that are queued: a second for each log at most.
+#[derive(Debug)]
+#[must_use = "lines that are queued when the process ends are lost without it"]
+pub struct FlushGuard(Logs);
+
+impl Drop for FlushGuard {
     fn drop(&mut self) {
-        self.access.flush(FLUSH_TIME);
-        self.diagnostics.flush(FLUSH_TIME);
+        self.0.access.flush(FLUSH_TIME);
+        self.0.diagnostics.flush(FLUSH_TIME);
     }
 }

@@ -6,7 +6,13 @@ use heddle_api::identity::PodName;
 use tokio::sync::watch;
 
 use crate::{
-    carrier, identity::Identity, log::AccessLogger, metrics::WorkerMetrics, plain::PlainPool, store::Store,
+    carrier,
+    identity::Identity,
+    log::AccessLogger,
+    metrics::WorkerMetrics,
+    outbound::{Mirrors, SeriesCache, resolve::Resolver},
+    plain::PlainPool,
+    store::Store,
 };
 
 /// One worker: a current-thread runtime with its own connection pools. Never crosses threads.
@@ -19,14 +25,28 @@ pub struct Worker {
     pub carrier: Rc<carrier::Pool>,
     /// Plaintext connections: to the pod's application, and to endpoints without a sidecar; this worker's own.
     pub plain: Rc<PlainPool>,
+    /// Names outside the mesh.
+    pub resolver: Resolver,
     /// This worker's series.
     pub metrics: Arc<WorkerMetrics>,
+    /// This worker's handles on outbound series.
+    pub series: SeriesCache,
+    /// Copies of requests in flight.
+    pub mirrors: Mirrors,
+    /// What stands for the service where there is none: the world outside the mesh.
+    pub outside: Arc<str>,
     /// Where access log lines go.
     pub access_log: AccessLogger,
     /// Shared by all workers.
     pub settings: Arc<Settings>,
     /// Whether the sidecar is leaving.
     pub drain: Drain,
+}
+
+impl std::fmt::Debug for Worker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Worker").field("settings", &self.settings).finish_non_exhaustive()
+    }
 }
 
 /// What the command line said.
@@ -47,10 +67,15 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Whether an address is the sidecar itself.
+    /// Whether an address is the sidecar itself: nothing may be dialled there on an application's behalf, or a
+    /// connection would come back to where it began, with this pod's identity.
     #[must_use]
     pub fn is_own_port(&self, address: std::net::SocketAddr) -> bool {
-        self.own_ports.contains(&address.port()) && self.pod_ips.contains(&address.ip().to_canonical())
+        let ip = address.ip().to_canonical();
+        self.own_ports.contains(&address.port())
+            && (self.pod_ips.contains(&ip)
+                || ip.is_unspecified()
+                || crate::capture::source_is_this_pod(ip, self))
     }
 
     /// Settings for unit tests.
@@ -84,6 +109,12 @@ impl Drain {
         (DrainTrigger(sender), Self(receiver))
     }
 
+    /// Whether it has begun.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        *self.0.borrow()
+    }
+
     /// Waits until it begins.
     pub async fn started(&mut self) {
         if self.0.wait_for(|draining| *draining).await.is_err() {
@@ -97,5 +128,35 @@ impl DrainTrigger {
     /// Begins; again is the same.
     pub fn start(&self) {
         self.0.send_replace(true);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sidecars_own_ports_are_known_under_each_of_its_addresses() {
+        let settings = Settings { pod_ips: vec!["127.0.0.2".parse().unwrap()], ..Settings::for_tests() };
+        for (address, own) in [
+            ("127.0.0.2:15001", true),
+            ("127.0.0.1:15001", true),
+            ("[::1]:15000", true),
+            ("0.0.0.0:15008", true),
+            ("[::ffff:127.0.0.2]:15006", true),
+            ("127.0.0.2:8080", false),
+            ("127.0.0.3:15008", false),
+        ] {
+            assert_eq!(settings.is_own_port(address.parse().unwrap()), own, "{address}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_drain_reaches_whoever_asks_before_and_after() {
+        let (trigger, mut drain) = Drain::new();
+        assert!(!drain.is_draining());
+        trigger.start();
+        drain.started().await;
+        assert!(drain.clone().is_draining());
     }
 }

@@ -62,6 +62,16 @@ enum Action {
     Unknown,
 }
 
+impl Action {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Allow => "Allow",
+            Self::Deny => "Deny",
+            Self::Unknown => "Unknown",
+        }
+    }
+}
+
 impl AccessRules {
     /// Checks and keeps the policies.
     ///
@@ -84,6 +94,11 @@ impl AccessRules {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.policies.is_empty()
+    }
+
+    /// The policies, each by its name and action. For people.
+    pub fn policies(&self) -> impl Iterator<Item = (&str, &'static str)> {
+        self.policies.iter().map(|policy| (&*policy.name, policy.action.as_str()))
     }
 
     /// An HTTP request, by its path as it came (without query): allowed if every reading of the path is.

@@ -1,6 +1,9 @@
 //! A stream that carries bytes: opaque TCP (CONNECT, RFC 9113, 8.5) or what follows an upgrade (RFC 8441).
 
-use std::task::{Context, Poll, ready};
+use std::{
+    future::poll_fn,
+    task::{Context, Poll, ready},
+};
 
 use bytes::Bytes;
 use h2::{Reason as Code, RecvStream, SendStream, server::SendResponse};
@@ -58,6 +61,14 @@ impl Tunnel {
                 other => return Poll::Ready(other),
             }
         }
+    }
+
+    /// Waits for the peer's next bytes and takes them; none: it ended or broke off. For whoever must know who speaks
+    /// first before the copying begins.
+    pub async fn receive(&mut self) -> Option<Bytes> {
+        let data = poll_fn(|cx| self.poll_receive(cx)).await?.ok()?;
+        self.release(data.len());
+        Some(data)
     }
 
     /// The bytes have gone on.

@@ -153,13 +153,13 @@ async fn obtain(config: &ControlPlaneConfig, identity: &Identity, patience: &mut
             match good {
                 None => tracing::warn!(%error, "waiting for the control plane: no certificate yet"),
                 Some(c) => {
-                    tracing::warn!(%error, remaining = ?c.remaining(), "the certificate is not renewed yet")
+                    tracing::warn!(%error, remaining = ?c.remaining(), "the certificate is not renewed yet");
                 }
             }
         }
         // A certificate of ten seconds leaves three for all attempts, one of a day leaves hours.
         let hurry = good.map_or(Duration::MAX, |c| c.remaining() / 8);
-        tokio::time::sleep(backoff.next_within(hurry)).await;
+        tokio::time::sleep(backoff.pause_within(hurry)).await;
     }
 }
 

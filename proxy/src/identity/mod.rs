@@ -8,6 +8,8 @@
 pub mod backoff;
 pub mod control_plane;
 pub mod join;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod tls;
 pub mod trust;
 pub mod verify;

@@ -122,3 +122,123 @@ fn refusal(error: webpki::Error) -> PeerError {
         other => PeerError::Unusable(format!("{other:?}")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{ExtendedKeyUsagePurpose, SanType};
+
+    use super::*;
+    use crate::identity::testing::{Authority, HOUR};
+
+    const ID: &str = "spiffe://cluster.local/ns/shop/sa/web";
+
+    fn uri(text: &str) -> SanType {
+        SanType::URI(text.try_into().unwrap())
+    }
+
+    fn dns(text: &str) -> SanType {
+        SanType::DnsName(text.try_into().unwrap())
+    }
+
+    fn word(result: Result<SpiffeId, PeerError>) -> String {
+        result.map_or_else(|e| e.as_str().to_owned(), |id| id.to_string())
+    }
+
+    #[test]
+    fn exactly_the_certificates_of_our_mesh_are_believed() {
+        let ours = Authority::new("cluster.local");
+        let foreign = Authority::new("cluster.local");
+        let trust = ours.trust();
+        let now = SystemTime::now();
+        let judge = |authority: &Authority, names: Vec<SanType>| {
+            word(peer(Some(&[authority.leaf(names, now - HOUR, now + HOUR).0]), &trust, now))
+        };
+        let cases = [
+            ("a good one", judge(&ours, vec![uri(ID)]), ID),
+            ("another authority of the same name", judge(&foreign, vec![uri(ID)]), "OtherAuthority"),
+            (
+                "two URIs",
+                judge(&ours, vec![uri(ID), uri("spiffe://cluster.local/ns/shop/sa/root")]),
+                "NotSpiffe",
+            ),
+            ("the same URI twice", judge(&ours, vec![uri(ID), uri(ID)]), "NotSpiffe"),
+            ("a DNS name beside", judge(&ours, vec![uri(ID), dns("bank.example")]), "NotSpiffe"),
+            ("a DNS name alone", judge(&ours, vec![dns("control-plane.heddle.internal")]), "NotSpiffe"),
+            (
+                "an address beside",
+                judge(&ours, vec![SanType::IpAddress([127, 0, 0, 1].into()), uri(ID)]),
+                "NotSpiffe",
+            ),
+            ("no name", judge(&ours, vec![]), "NotSpiffe"),
+            ("not a SPIFFE ID", judge(&ours, vec![uri("https://cluster.local/ns/shop/sa/web")]), "NotSpiffe"),
+            (
+                "a SPIFFE ID that is no workload's",
+                judge(&ours, vec![uri("spiffe://cluster.local")]),
+                "NotSpiffe",
+            ),
+            (
+                "another trust domain",
+                judge(&ours, vec![uri("spiffe://other.example/ns/shop/sa/web")]),
+                "OtherTrustDomain",
+            ),
+        ];
+        for (what, got, expected) in cases {
+            assert_eq!(got, expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_counts_from_its_first_to_its_last_second() {
+        let ours = Authority::new("cluster.local");
+        let now = SystemTime::now();
+        let leaf = [ours.leaf(vec![uri(ID)], now, now + HOUR).0];
+        let at = |time| word(peer(Some(&leaf), &ours.trust(), time));
+        assert_eq!(at(now - HOUR), "NotYetValid");
+        assert_eq!(at(now + HOUR / 2), ID);
+        assert_eq!(at(now + 2 * HOUR), "Expired");
+    }
+
+    #[test]
+    fn no_certificate_and_no_sense_are_told_apart() {
+        let trust = Authority::new("cluster.local").trust();
+        let now = SystemTime::now();
+        assert_eq!(peer(None, &trust, now), Err(PeerError::NoCertificate));
+        assert_eq!(peer(Some(&[]), &trust, now), Err(PeerError::NoCertificate));
+        let garbage = [CertificateDer::from(vec![0x30, 0x03, 1, 2, 3])];
+        assert_eq!(word(peer(Some(&garbage), &trust, now)), "Unusable");
+    }
+
+    #[test]
+    fn an_authority_is_no_workload() {
+        let ours = Authority::new("cluster.local");
+        assert_eq!(word(peer(Some(&[ours.root()]), &ours.trust(), SystemTime::now())), "Unusable");
+    }
+
+    #[test]
+    fn a_workload_cannot_sign_for_others() {
+        let ours = Authority::new("cluster.local");
+        let now = SystemTime::now();
+        let (leaf, forged) = ours.forged_by_a_leaf(vec![uri(ID)]);
+        assert_eq!(word(peer(Some(&[forged, leaf]), &ours.trust(), now)), "Unusable");
+    }
+
+    #[test]
+    fn a_certificate_made_for_something_else_is_not_usable() {
+        let ours = Authority::new("cluster.local");
+        let leaf = ours.leaf_for(vec![uri(ID)], vec![ExtendedKeyUsagePurpose::CodeSigning]);
+        assert_eq!(word(peer(Some(&[leaf]), &ours.trust(), SystemTime::now())), "Unusable");
+    }
+
+    #[test]
+    fn while_roots_rotate_both_count() {
+        let (old, new) = (Authority::new("cluster.local"), Authority::new("cluster.local"));
+        let both = Trust::new("cluster.local", &[old.root(), new.root()]).unwrap();
+        let now = SystemTime::now();
+        for authority in [old, new] {
+            assert_eq!(
+                word(peer(Some(&[authority.leaf(vec![uri(ID)], now - HOUR, now + HOUR).0]), &both, now)),
+                ID
+            );
+        }
+    }
+}

@@ -27,7 +27,6 @@ use crate::{
         unless_reset,
         upgrade::{self, Asked},
     },
-    identity::verify::PeerError,
     metrics::{Direction, Flow, PeerRefusal},
     plain::{PlainBody, PlainVersion, Upgrade, edge, refusal::refusal},
     reason::Reason,
@@ -74,10 +73,7 @@ pub async fn serve(worker: Rc<Worker>, io: TcpStream) {
 /// What is counted of a connection that did not come to its first request.
 fn refusal_of(error: &AcceptError) -> PeerRefusal {
     match error {
-        AcceptError::Identity(PeerError::NoCertificate) => PeerRefusal::NoCertificate,
-        AcceptError::Identity(PeerError::OtherAuthority) => PeerRefusal::UnknownAuthority,
-        AcceptError::Identity(PeerError::Expired(_) | PeerError::NotYetValid(_)) => PeerRefusal::Expired,
-        AcceptError::Identity(_) => PeerRefusal::BadIdentity,
+        AcceptError::Identity(error) => error.into(),
         AcceptError::NoServerName | AcceptError::ServerName(_) => PeerRefusal::ServerName,
         AcceptError::Tls(error)
             if error.get_ref().and_then(|inner| inner.downcast_ref())

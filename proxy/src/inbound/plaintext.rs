@@ -17,11 +17,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, hea
 use hyper::{body::Incoming, service::service_fn, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
 use socket2::SockRef;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
-    time::Instant,
-};
+use tokio::{net::TcpStream, time::Instant};
 
 use super::{
     TCP_IDLE,
@@ -34,8 +30,9 @@ use crate::{
     config::AppProtocol,
     detect::{Protocol, Rewind, detect},
     metrics::{Direction, Flow},
-    plain::{PlainBody, PlainVersion, Upgrade, edge, refusal::refusal, relay::relay, settings},
+    plain::{PlainBody, PlainVersion, Upgrade, edge, refusal::refusal, settings},
     reason::Reason,
+    relay::{Relayed, relay},
     worker::Worker,
 };
 
@@ -156,16 +153,17 @@ async fn copy(
     application: SocketAddr,
 ) -> io::Result<()> {
     let started = Instant::now();
-    let (io, server, relayed) = relay(io, server, TCP_IDLE).await;
-    if relayed.end.is_err() {
-        reset(&io.into_parts().1);
-        reset(&server);
-    }
+    let (early, io) = io.into_parts();
+    relayed(door, application, started, relay(io, server, early, TCP_IDLE).await);
+    Ok(())
+}
+
+/// Counts and records what passed.
+fn relayed(door: &Door, application: SocketAddr, started: Instant, bytes: Relayed) {
     let metrics = &door.worker.metrics;
-    metrics.tcp_bytes(Direction::Inbound, Flow::ToServer, relayed.forth);
-    metrics.tcp_bytes(Direction::Inbound, Flow::ToClient, relayed.back);
-    record::connection(door, application, started, (relayed.forth, relayed.back));
-    relayed.end
+    metrics.tcp_bytes(Direction::Inbound, Flow::ToServer, bytes.forth);
+    metrics.tcp_bytes(Direction::Inbound, Flow::ToClient, bytes.back);
+    record::connection(door, application, started, (bytes.forth, bytes.back));
 }
 
 /// Without redirect only HTTP can say which port it wants.
@@ -345,7 +343,10 @@ async fn pass(
             tokio::task::spawn_local(async move {
                 match on_upgrade.await {
                     Ok(client) => {
-                        switched(&door, application, TokioIo::new(client), TokioIo::new(server)).await;
+                        let started = Instant::now();
+                        let (client, server) = (TokioIo::new(client), TokioIo::new(server));
+                        let bytes = relay(client, server, Bytes::new(), TCP_IDLE).await;
+                        relayed(&door, application, started, bytes);
                     }
                     Err(error) => tracing::debug!(%error, "the client left before its upgrade was confirmed"),
                 }
@@ -353,15 +354,4 @@ async fn pass(
             Ok(Passed::Switched(answer))
         }
     }
-}
-
-/// Another protocol's bytes.
-async fn switched<A, B>(door: &Door, application: SocketAddr, client: A, server: B)
-where
-    A: AsyncRead + AsyncWrite + Unpin,
-    B: AsyncRead + AsyncWrite + Unpin,
-{
-    let started = Instant::now();
-    let (_, _, relayed) = relay(client, server, TCP_IDLE).await;
-    record::connection(door, application, started, (relayed.forth, relayed.back));
 }

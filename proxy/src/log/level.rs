@@ -14,8 +14,8 @@ const MAX_LENGTH: usize = 1_024;
 /// Why a text is not a level.
 #[derive(Debug, thiserror::Error)]
 pub enum BadLevel {
-    /// Nothing but white space.
-    #[error("the level is empty; write for example `info` or `info,heddle_proxy=debug`")]
+    /// Nothing, or nothing between two commas.
+    #[error("a level is empty; write for example `info` or `info,heddle_proxy=debug`")]
     Empty,
     /// Over 1 KiB.
     #[error("the level is longer than {MAX_LENGTH} bytes")]
@@ -75,11 +75,12 @@ impl fmt::Debug for LogLevel {
 
 fn parse(level: &str) -> Result<EnvFilter, BadLevel> {
     let level = level.trim();
-    if level.is_empty() {
-        return Err(BadLevel::Empty);
-    }
     if level.len() > MAX_LENGTH {
         return Err(BadLevel::TooLong);
+    }
+    // tracing takes these for nothing at all, and then logs nothing at all.
+    if level.split(',').any(|directive| directive.trim().is_empty()) {
+        return Err(BadLevel::Empty);
     }
     let word = |directive: &&str| !directive.contains(['=', '[', ']', '{', '}', '"']);
     if let Some(unknown) = level
@@ -118,12 +119,24 @@ mod tests {
     #[test]
     fn what_is_no_level_is_refused_and_the_one_before_stays() {
         let (layer, level) = LogLevel::new("info").unwrap();
-        for bad in ["", " ", "verbose", "info,verbose", "heddle_proxy=loud", &"info,".repeat(1_000)] {
+        for bad in
+            ["", " ", ",", "info,", "verbose", "info,verbose", "heddle_proxy=loud", &"info,".repeat(1_000)]
+        {
             assert!(level.set(bad).is_err(), "{bad:?}");
         }
         assert!(level.set("verbose").unwrap_err().to_string().contains("verbose=debug"));
         assert_eq!(level.show().unwrap(), "info");
         drop(layer);
         assert!(matches!(level.set("debug"), Err(BadLevel::Gone(_))));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_a_level_or_refused_with_a_reason(text in "[a-z=,:\\[\\]{}\"* 0-5]{0,60}|.{0,60}") {
+            match parse(&text) {
+                Ok(filter) => proptest::prop_assert!(!filter.to_string().is_empty()),
+                Err(error) => proptest::prop_assert!(!error.to_string().is_empty()),
+            }
+        }
     }
 }

@@ -40,6 +40,8 @@ pub struct HttpLabels<'a> {
 pub(super) struct Labels {
     pub(super) direction: Direction,
     pub(super) service: Box<str>,
+    /// The conventions' server.address and server.port: `name.namespace` and the port; of another form, none.
+    pub(super) server: Option<(Box<str>, Box<str>)>,
     pub(super) backend: Box<str>,
     pub(super) route: Box<str>,
     pub(super) protocol: &'static str,
@@ -60,6 +62,7 @@ impl Labels {
         Self {
             direction,
             service: label(labels.service),
+            server: server(labels.service),
             backend: label(labels.backend),
             route: label(labels.route),
             protocol,
@@ -72,12 +75,20 @@ impl Labels {
         Self {
             direction,
             service: other.clone(),
+            server: None,
             backend: other.clone(),
             route: other,
             protocol: OTHER,
             mtls: OTHER,
         }
     }
+}
+
+/// `name.namespace` and the port of `namespace/name:port`.
+fn server(service: &str) -> Option<(Box<str>, Box<str>)> {
+    let (namespace, rest) = service.split_once('/')?;
+    let (name, port) = rest.rsplit_once(':')?;
+    Some((label(&format!("{name}.{namespace}")), label(port)))
 }
 
 /// How a request ended.

@@ -3,7 +3,8 @@
 //! Every worker has a [`WorkerMetrics`] of its own, which it alone writes to with relaxed atomics; a scrape sums
 //! them. A worker resolves a series once ([`WorkerMetrics::http`], [`WorkerMetrics::backend`]) and keeps the handle,
 //! so that recording is a few additions and takes no lock. The one lock there is guards a worker's own table of
-//! handles, and besides that worker only a scrape takes it.
+//! handles, and besides that worker only a scrape takes it. What others know anyway (discovery, the certificate,
+//! endpoints, the logs) is not counted a second time: a scrape asks for it ([`Observed`]).
 //!
 //! Everything is bounded: [`MAX_HISTOGRAMS`] histograms and [`MAX_HANDLES`] handles a worker, values of labels
 //! cut at [`MAX_LABEL`] bytes; what does not fit is counted under `other`, and
@@ -11,7 +12,6 @@
 //! them is about 12 MB.
 
 mod backend;
-mod control;
 mod histogram;
 mod http;
 mod process;
@@ -24,7 +24,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 pub use self::backend::BackendSeries;
-pub use self::control::{ControlMetrics, ResourceKind};
 pub use self::http::{HttpLabels, HttpSeries};
 pub use self::scrape::Observed;
 pub use self::worker::{ConnectionGuard, PeerRefusal, WorkerMetrics};
@@ -88,7 +87,6 @@ impl Flow {
 #[derive(Debug)]
 pub struct Metrics {
     workers: Box<[Arc<WorkerMetrics>]>,
-    control: ControlMetrics,
     started: SystemTime,
 }
 
@@ -98,7 +96,6 @@ impl Metrics {
     pub fn new(workers: usize) -> Arc<Self> {
         Arc::new(Self {
             workers: (0..workers.max(1)).map(|_| Arc::new(WorkerMetrics::new())).collect(),
-            control: ControlMetrics::default(),
             started: SystemTime::now(),
         })
     }
@@ -110,12 +107,6 @@ impl Metrics {
     #[must_use]
     pub fn worker(&self, index: usize) -> Arc<WorkerMetrics> {
         Arc::clone(&self.workers[index])
-    }
-
-    /// What discovery and identity write to.
-    #[must_use]
-    pub fn control(&self) -> &ControlMetrics {
-        &self.control
     }
 
     /// The scrape, as OpenMetrics 1.0 text.

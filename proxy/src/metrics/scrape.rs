@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::UNIX_EPOCH;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text;
@@ -12,20 +12,29 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::exemplar::Exemplar;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::control::ControlTotals;
 use super::histogram::Totals;
 use super::http::{Labels, Outcome};
 use super::process::Process;
 use super::worker::WorkerMetrics;
-use super::{Counter, Direction, Flow, Metrics, PeerRefusal, ResourceKind};
+use super::{Counter, Direction, Flow, Metrics, PeerRefusal};
 use crate::config::Backend;
 use crate::reason::Reason;
+use crate::store::Status;
+
+/// Endpoints that a scrape names one by one; of more, only the numbers by state are given.
+const MAX_ENDPOINTS: usize = 2_000;
 
 /// What others know at the moment of the scrape.
 #[derive(Debug, Default)]
 pub struct Observed {
     /// The backends that are held, each once.
     pub backends: Vec<Arc<Backend>>,
+    /// How discovery fares.
+    pub discovery: Status,
+    /// Whether the pod's own side is known.
+    pub inbound: bool,
+    /// When the certificate in use expires; none before the first.
+    pub certificate_expiry: Option<SystemTime>,
     /// Lines that the access log had no room for.
     pub access_log_dropped: u64,
     /// Lines that the diagnostic log had no room for.
@@ -51,12 +60,15 @@ struct BackendTotals {
     ejections: u64,
 }
 
-/// How many endpoints of a backend are in which state.
+/// How many endpoints of a backend are in which state; one may be draining and ejected.
 #[derive(Debug)]
 struct EndpointTotals {
     backend: Arc<str>,
     serving: usize,
     draining: usize,
+    ejected: usize,
+    /// Address, and ejected or not.
+    each: Vec<(String, bool)>,
 }
 
 /// All that is written, taken at one moment, in an order that does not change from scrape to scrape.
@@ -72,7 +84,10 @@ struct Scrape {
     header_limit: Vec<(Direction, u64)>,
     peer_refused: Vec<(Direction, PeerRefusal, u64)>,
     overflow: u64,
-    control: ControlTotals,
+    discovery: Status,
+    inbound: bool,
+    /// Seconds since the Unix epoch.
+    certificate_expiry: Option<u64>,
     dropped: [(&'static str, u64); 2],
     process: Process,
     started: f64,
@@ -129,7 +144,12 @@ impl Scrape {
                 .map(|(d, why)| (d, why, sum(&|worker| &worker.peer_refused[d as usize][why as usize])))
                 .collect(),
             overflow: metrics.workers.iter().map(|worker| worker.http_overflow()).sum(),
-            control: metrics.control.totals(),
+            discovery: observed.discovery.clone(),
+            inbound: observed.inbound,
+            certificate_expiry: observed
+                .certificate_expiry
+                .and_then(|expiry| expiry.duration_since(UNIX_EPOCH).ok())
+                .map(|since| since.as_secs()),
             dropped: [("access", observed.access_log_dropped), ("diagnostic", observed.log_dropped)],
             process: Process::read(),
             started: metrics.started.duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64()),
@@ -226,53 +246,72 @@ impl Scrape {
         )?;
         out.gauge(
             "heddle_endpoints",
-            "Endpoints by state",
+            "Endpoints by state; an ejected one is serving or draining too",
             self.endpoints.iter().flat_map(|of| {
-                [("serving", of.serving), ("draining", of.draining)].map(|(state, count)| {
-                    (vec![("backend", of.backend.as_ref()), ("state", state)], count as u64)
+                [("serving", of.serving), ("draining", of.draining), ("ejected", of.ejected)].map(
+                    |(state, count)| (vec![("backend", of.backend.as_ref()), ("state", state)], count as u64),
+                )
+            }),
+        )?;
+        out.gauge(
+            "heddle_endpoint_ejected",
+            "1 while the endpoint is out of balancing",
+            self.endpoints.iter().flat_map(|of| {
+                of.each.iter().map(|(address, ejected)| {
+                    let labels = vec![("backend", of.backend.as_ref()), ("endpoint", address.as_str())];
+                    (labels, u64::from(*ejected))
                 })
             }),
         )
     }
 
-    fn control(&self, out: &mut Writer<'_>) -> fmt::Result {
-        let control = &self.control;
-        let by_kind = |counts: [u64; 4]| {
-            ResourceKind::ALL.into_iter().zip(counts).map(|(kind, n)| (vec![("type", kind.as_str())], n))
-        };
+    fn discovery(&self, out: &mut Writer<'_>) -> fmt::Result {
+        let status = &self.discovery;
         out.gauge(
             "heddle_discovery_connected",
             "1 while the discovery stream is up",
-            [(vec![], u64::from(control.connected))],
+            one(Some(u64::from(status.connected))),
         )?;
-        out.counter(
-            "heddle_discovery_connects",
-            "Times that the discovery stream came up",
-            [(vec![], control.connects)],
+        for (name, help, count) in [
+            ("heddle_discovery_streams", "Discovery streams that came up", status.streams),
+            ("heddle_discovery_updates", "Resources that the control plane sent", status.updates),
+            (
+                "heddle_discovery_nacks",
+                "Resources that could not be used and were refused",
+                status.refused_updates,
+            ),
+            (
+                "heddle_discovery_names_refused",
+                "Names refused because the store was full",
+                status.refused_names,
+            ),
+            (
+                "heddle_discovery_unanswered",
+                "Look-ups that ended without an answer",
+                status.unanswered_lookups,
+            ),
+        ] {
+            out.counter(name, help, one(Some(count)))?;
+        }
+        out.gauge(
+            "heddle_discovery_pending",
+            "Names asked for and not answered yet",
+            one(Some(status.pending as u64)),
         )?;
-        out.counter(
-            "heddle_discovery_updates",
-            "Resources that the control plane sent and that are in use",
-            by_kind(control.updates),
+        let held = [
+            ("destination", status.names),
+            ("endpoints", status.backends),
+            ("inbound", usize::from(self.inbound)),
+        ];
+        out.gauge(
+            "heddle_config_resources",
+            "Resources that are held",
+            held.map(|(kind, count)| (vec![("type", kind)], count as u64)),
         )?;
-        out.counter(
-            "heddle_discovery_nacks",
-            "Resources that could not be used and were refused",
-            by_kind(control.nacks),
-        )?;
-        out.gauge("heddle_config_resources", "Resources that are held", by_kind(control.held))?;
-        let results = ["success", "failure"].into_iter().zip(control.certificates);
-        out.counter(
-            "heddle_certificate_requests",
-            "Certificates asked for, by how it ended",
-            results.map(|(result, count)| (vec![("result", result)], count)),
-        )?;
-        // Without a certificate there is no moment to tell.
-        let expiry = (control.certificate_expiry != 0).then_some((vec![], control.certificate_expiry));
         out.gauge(
             "heddle_certificate_expiry_timestamp_seconds",
             "When the certificate expires, in seconds since the Unix epoch",
-            expiry,
+            one(self.certificate_expiry),
         )
     }
 
@@ -280,7 +319,7 @@ impl Scrape {
         out.counter(
             "heddle_metric_series_overflow",
             "Requests recorded under `other` because there were too many series",
-            [(vec![], self.overflow)],
+            one(Some(self.overflow)),
         )?;
         out.counter(
             "heddle_log_lines_dropped",
@@ -296,7 +335,7 @@ impl Scrape {
         out.gauge("process_open_fds", "Open file descriptors", one(process.open_fds))?;
         out.gauge("process_max_fds", "File descriptors that may be open", one(process.max_fds))?;
         out.counter("process_cpu_seconds", "User and system CPU time", one(process.cpu_seconds))?;
-        let started = [(vec![], self.started)];
+        let started = one(Some(self.started));
         out.gauge("process_start_time_seconds", "When the process started, since the Unix epoch", started)
     }
 }
@@ -308,7 +347,7 @@ impl Collector for Scrape {
         self.http(&mut out, Direction::Outbound)?;
         self.traffic(&mut out)?;
         self.backends(&mut out)?;
-        self.control(&mut out)?;
+        self.discovery(&mut out)?;
         self.own(&mut out)
     }
 }
@@ -326,8 +365,12 @@ impl Writer<'_> {
     ) -> fmt::Result {
         let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
         for (labels, value) in rows {
-            let mut row = family.encode_family(&labels)?;
-            row.encode_counter(&value, None::<&Exemplar<Values<'_>, f64>>)?;
+            let none = None::<&Exemplar<Values<'_>, f64>>;
+            // The encoder would write `{}` after the name.
+            match labels.is_empty() {
+                true => family.encode_counter(&value, none)?,
+                false => family.encode_family(&labels)?.encode_counter(&value, none)?,
+            }
         }
         Ok(())
     }
@@ -340,7 +383,10 @@ impl Writer<'_> {
     ) -> fmt::Result {
         let mut family = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
         for (labels, value) in rows {
-            family.encode_family(&labels)?.encode_gauge(&value)?;
+            match labels.is_empty() {
+                true => family.encode_gauge(&value)?,
+                false => family.encode_family(&labels)?.encode_gauge(&value)?,
+            }
         }
         Ok(())
     }
@@ -359,11 +405,11 @@ fn http_labels<'a>(labels: &'a Labels, outcome: Outcome, status: Option<&'a str>
     if let Some(error) = error_type(labels.direction, outcome, status) {
         values.push(("error_type", error));
     }
-    // The conventions ask the client for server.address and server.port: here the Service's name and port.
+    // The conventions ask this of the client.
     if labels.direction == Direction::Outbound
-        && let Some((address, port)) = labels.service.rsplit_once(':')
+        && let Some((address, port)) = &labels.server
     {
-        values.extend([("server_address", address), ("server_port", port)]);
+        values.extend([("server_address", address.as_ref()), ("server_port", port)]);
     }
     values.extend([
         ("heddle_service", labels.service.as_ref()),
@@ -389,12 +435,28 @@ fn error_type(direction: Direction, outcome: Outcome, status: Option<&str>) -> O
 }
 
 fn endpoints(backends: &[Arc<Backend>]) -> Vec<EndpointTotals> {
-    let count = |backend: &Arc<Backend>| {
-        let set = backend.state.endpoints.load();
-        let draining = set.all.iter().filter(|endpoint| endpoint.draining).count();
-        EndpointTotals { backend: Arc::clone(&backend.key), serving: set.all.len() - draining, draining }
-    };
-    let mut totals: Vec<_> = backends.iter().map(count).collect();
+    let mut left = MAX_ENDPOINTS;
+    let mut totals: Vec<_> = backends
+        .iter()
+        .map(|backend| {
+            let set = backend.state.endpoints.load();
+            let draining = set.all.iter().filter(|endpoint| endpoint.draining).count();
+            let each: Vec<_> = set
+                .all
+                .iter()
+                .take(left)
+                .map(|endpoint| (endpoint.address.to_string(), endpoint.stats.is_ejected()))
+                .collect();
+            left -= each.len();
+            EndpointTotals {
+                backend: Arc::clone(&backend.key),
+                serving: set.all.len() - draining,
+                draining,
+                ejected: set.all.iter().filter(|endpoint| endpoint.stats.is_ejected()).count(),
+                each,
+            }
+        })
+        .collect();
     totals.sort_by(|a, b| a.backend.cmp(&b.backend));
     totals
 }

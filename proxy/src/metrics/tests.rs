@@ -7,6 +7,7 @@ use ::http::{Method, StatusCode, Version};
 
 use super::*;
 use crate::reason::Reason;
+use crate::store::Status;
 
 const LABELS: HttpLabels<'static> = HttpLabels {
     service: "shop/reviews:9080",
@@ -23,7 +24,8 @@ type Sample = (BTreeMap<String, String>, f64);
 fn parse(text: &str) -> BTreeMap<String, Vec<Sample>> {
     let mut samples: BTreeMap<String, Vec<Sample>> = BTreeMap::new();
     let mut family = String::new();
-    let mut lines = text.lines();
+    // Not `lines()`: a label may end in a carriage return.
+    let mut lines = text.strip_suffix('\n').unwrap().split('\n');
     assert_eq!(lines.next_back(), Some("# EOF"));
     for line in lines {
         if let Some(comment) = line.strip_prefix("# ") {
@@ -42,9 +44,11 @@ fn parse(text: &str) -> BTreeMap<String, Vec<Sample>> {
     samples
 }
 
+/// The labels of a sample in braces, and what follows.
 fn labels_of(text: &str) -> (BTreeMap<String, String>, &str) {
     let mut labels = BTreeMap::new();
     let Some(mut rest) = text.strip_prefix('{') else { return (labels, text) };
+    assert!(!rest.starts_with('}'), "braces around nothing");
     while !rest.starts_with('}') {
         let (name, quoted) = rest.trim_start_matches(',').split_once("=\"").unwrap();
         let (mut value, mut escaped) = (String::new(), false);
@@ -81,7 +85,6 @@ fn sum(samples: &BTreeMap<String, Vec<Sample>>, name: &str, labels: &[(&str, &st
 #[test]
 fn every_reason_and_kind_has_the_place_its_number_says() {
     assert!(Reason::ALL.iter().enumerate().all(|(place, reason)| *reason as usize == place));
-    assert!(ResourceKind::ALL.iter().enumerate().all(|(place, kind)| *kind as usize == place));
     assert!(PeerRefusal::ALL.iter().enumerate().all(|(place, why)| *why as usize == place));
 }
 
@@ -100,7 +103,12 @@ fn workers_are_summed() {
     drop(metrics.worker(1).connection(Direction::Inbound, true));
 
     let samples = scrape(&metrics);
-    let ok = [("http_response_status_code", "200"), ("heddle_mtls", "true"), ("server_port", "9080")];
+    let ok = [
+        ("http_response_status_code", "200"),
+        ("heddle_mtls", "true"),
+        ("server_address", "reviews.shop"),
+        ("server_port", "9080"),
+    ];
     assert_eq!(samples["http_client_request_duration_seconds_count"].len(), 1);
     assert_eq!(sum(&samples, "http_client_request_duration_seconds_count", &ok), 2.0);
     assert_eq!(sum(&samples, "http_client_request_duration_seconds_sum", &ok), 0.006);
@@ -150,6 +158,20 @@ fn values_of_labels_are_escaped_and_cut() {
     let (labels, _) = &samples["http_client_request_duration_seconds_count"][0];
     assert_eq!(labels["heddle_service"], odd);
     assert_eq!(labels["heddle_route"], "é".repeat(MAX_LABEL / 2));
+}
+
+proptest::proptest! {
+    #[test]
+    fn whatever_a_label_holds_a_scraper_reads_it_back(service in ".{0,40}", route in "[\\PC\\n\\r\"\\\\]{0,40}") {
+        let metrics = Metrics::new(1);
+        let labels = HttpLabels { service: &service, route: &route, ..LABELS };
+        let series = metrics.worker(0).http(Direction::Outbound, labels);
+        series.record(&Method::GET, Some(StatusCode::OK), None, Duration::ZERO);
+        let samples = scrape(&metrics);
+        let (read, _) = &samples["http_client_request_duration_seconds_count"][0];
+        proptest::prop_assert_eq!(&read["heddle_service"], &service);
+        proptest::prop_assert_eq!(&read["heddle_route"], &route);
+    }
 }
 
 #[test]
@@ -222,26 +244,36 @@ fn many_backends_share_other() {
 #[test]
 fn discovery_and_the_certificate_show() {
     let metrics = Metrics::new(1);
-    assert!(!scrape(&metrics).contains_key("heddle_certificate_expiry_timestamp_seconds"));
-    let control = metrics.control();
-    control.connected(true);
-    control.updates(ResourceKind::Endpoints, 3);
-    control.nack(ResourceKind::Destination);
-    control.held(ResourceKind::Destination, 7);
-    control.certificate_issued(SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000));
-    let samples = scrape(&metrics);
+    let before = scrape(&metrics);
+    assert!(!before.contains_key("heddle_certificate_expiry_timestamp_seconds"));
+    assert_eq!(before["heddle_discovery_connected"][0].1, 0.0);
+    let observed = Observed {
+        discovery: Status {
+            connected: true,
+            names: 7,
+            backends: 2,
+            updates: 3,
+            refused_updates: 1,
+            ..Status::default()
+        },
+        inbound: true,
+        certificate_expiry: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000)),
+        access_log_dropped: 4,
+        ..Observed::default()
+    };
+    let samples = parse(&metrics.encode(&observed));
     for (name, labels, value) in [
         ("heddle_discovery_connected", &[][..], 1.0),
-        ("heddle_discovery_updates_total", &[("type", "endpoints")], 3.0),
-        ("heddle_discovery_nacks_total", &[("type", "destination")], 1.0),
+        ("heddle_discovery_updates_total", &[], 3.0),
+        ("heddle_discovery_nacks_total", &[], 1.0),
         ("heddle_config_resources", &[("type", "destination")], 7.0),
+        ("heddle_config_resources", &[("type", "endpoints")], 2.0),
+        ("heddle_config_resources", &[("type", "inbound")], 1.0),
         ("heddle_certificate_expiry_timestamp_seconds", &[], 1_800_000_000.0),
-        ("heddle_certificate_requests_total", &[("result", "success")], 1.0),
+        ("heddle_log_lines_dropped_total", &[("log", "access")], 4.0),
         ("heddle_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1.0),
     ] {
         assert_eq!(sum(&samples, name, labels), value, "{name}");
     }
     assert!(sum(&samples, "process_resident_memory_bytes", &[]) > 0.0);
-    control.connected(false);
-    assert_eq!(sum(&scrape(&metrics), "heddle_discovery_connected", &[]), 0.0);
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::http::{HttpLabels, HttpSeries, Labels, Room};
 use super::table::Table;
 use super::{BackendSeries, Counter, Direction, Flow, MAX_HANDLES, OTHER, label};
+use crate::identity::verify::PeerError;
 use crate::reason::Reason;
 
 /// Why a peer's certificate, or the connection that should have shown one, was refused.
@@ -13,11 +14,17 @@ pub enum PeerRefusal {
     /// It showed none.
     NoCertificate,
     /// It chains to none of our roots.
-    UnknownAuthority,
-    /// It is not valid at this time.
+    OtherAuthority,
+    /// Its time is over.
     Expired,
-    /// It names no SPIFFE ID, several, or one of another trust domain.
-    BadIdentity,
+    /// Its time has not come.
+    NotYetValid,
+    /// It is of another trust domain.
+    OtherTrustDomain,
+    /// It does not carry exactly one SPIFFE ID.
+    NotSpiffe,
+    /// It cannot be read, or is not meant for this.
+    Unusable,
     /// It is not the identity that discovery names for that endpoint.
     WrongIdentity,
     /// The server name is not of the mesh, or names what this pod does not serve.
@@ -28,11 +35,14 @@ pub enum PeerRefusal {
 
 impl PeerRefusal {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 10] = [
         Self::NoCertificate,
-        Self::UnknownAuthority,
+        Self::OtherAuthority,
         Self::Expired,
-        Self::BadIdentity,
+        Self::NotYetValid,
+        Self::OtherTrustDomain,
+        Self::NotSpiffe,
+        Self::Unusable,
         Self::WrongIdentity,
         Self::ServerName,
         Self::Handshake,
@@ -42,13 +52,30 @@ impl PeerRefusal {
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
-            Self::NoCertificate => "no_certificate",
-            Self::UnknownAuthority => "unknown_authority",
-            Self::Expired => "expired",
-            Self::BadIdentity => "bad_identity",
-            Self::WrongIdentity => "wrong_identity",
-            Self::ServerName => "server_name",
-            Self::Handshake => "handshake",
+            Self::NoCertificate => "NoCertificate",
+            Self::OtherAuthority => "OtherAuthority",
+            Self::Expired => "Expired",
+            Self::NotYetValid => "NotYetValid",
+            Self::OtherTrustDomain => "OtherTrustDomain",
+            Self::NotSpiffe => "NotSpiffe",
+            Self::Unusable => "Unusable",
+            Self::WrongIdentity => "WrongIdentity",
+            Self::ServerName => "ServerName",
+            Self::Handshake => "Handshake",
+        }
+    }
+}
+
+impl From<&PeerError> for PeerRefusal {
+    fn from(error: &PeerError) -> Self {
+        match error {
+            PeerError::NoCertificate => Self::NoCertificate,
+            PeerError::OtherAuthority => Self::OtherAuthority,
+            PeerError::Expired(_) => Self::Expired,
+            PeerError::NotYetValid(_) => Self::NotYetValid,
+            PeerError::OtherTrustDomain(_) => Self::OtherTrustDomain,
+            PeerError::NotSpiffe(_) => Self::NotSpiffe,
+            PeerError::Unusable(_) => Self::Unusable,
         }
     }
 }

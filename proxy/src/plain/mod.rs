@@ -11,7 +11,6 @@ mod failure;
 mod http1;
 mod http2;
 pub mod refusal;
-pub mod relay;
 pub mod settings;
 
 pub use body::{BoxError, PlainBody};

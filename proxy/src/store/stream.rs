@@ -107,7 +107,7 @@ impl Writer {
                 tracing::warn!(%error, "no discovery: waiting for the control plane, serving what is held");
             }
             self.held.disconnected(error.to_string());
-            if let Err(Gone) = self.pause(backoff.next()).await {
+            if let Err(Gone) = self.pause(backoff.pause()).await {
                 return;
             }
         }
