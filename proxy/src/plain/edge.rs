@@ -10,7 +10,7 @@ use http::{
     uri::{Authority, PathAndQuery, Scheme},
 };
 
-use crate::reason::Reason;
+use crate::reason::{self, Reason};
 
 /// Header fields of one message, beside the limit on their bytes.
 pub const MAX_FIELDS: usize = 256;
@@ -86,7 +86,8 @@ pub fn request(parts: &mut request::Parts, limit: usize) -> Result<Option<Header
     Ok(upgrade)
 }
 
-/// Brings an application's answer into the form that holds inside the sidecar. True: the connection it came on
+/// Brings an application's answer into the form that holds inside the sidecar, without what could pass for the
+/// mesh's own word. True: the connection it came on
 /// must not be used again.
 ///
 /// # Errors
@@ -101,6 +102,8 @@ pub fn answer(parts: &mut response::Parts, method: &Method, limit: usize) -> Res
         && parts.headers.contains_key(header::CONTENT_LENGTH);
     one_length(&mut parts.headers)?;
     strip_connection_fields(&mut parts.headers);
+    // The word is the mesh's alone.
+    parts.headers.remove(reason::HEADER);
     // RFC 9110, 8.6: no length where there is no content to measure, but for HEAD and 304.
     if parts.status == StatusCode::NO_CONTENT || (*method == Method::CONNECT && parts.status.is_success()) {
         parts.headers.remove(header::CONTENT_LENGTH);
@@ -115,6 +118,7 @@ pub fn answer(parts: &mut response::Parts, method: &Method, limit: usize) -> Res
 pub fn switching(parts: &mut response::Parts, limit: usize) -> Result<(), Malformed> {
     within(&parts.headers, limit)?;
     strip_connection_fields(&mut parts.headers);
+    parts.headers.remove(reason::HEADER);
     parts.headers.remove(header::CONTENT_LENGTH);
     Ok(())
 }

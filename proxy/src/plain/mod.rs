@@ -10,6 +10,7 @@ pub mod edge;
 mod failure;
 mod http1;
 mod http2;
+pub mod refusal;
 pub mod settings;
 
 pub use body::{BoxError, PlainBody};

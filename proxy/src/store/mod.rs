@@ -96,6 +96,21 @@ impl Store {
         Arc::new(Self { shared, commands })
     }
 
+    /// A store that holds the pod's own side and asks nobody, for tests of what reads it.
+    #[cfg(test)]
+    pub(crate) fn fixed(inbound: Option<Inbound>) -> Arc<Self> {
+        let shared = Arc::new(Shared::new());
+        shared.inbound.store(inbound.map(Arc::new));
+        Arc::new(Self { shared, commands: mpsc::channel(1).0 })
+    }
+
+    /// Replaces the pod's own side as the writer does, for tests of what reads it.
+    #[cfg(test)]
+    pub(crate) fn set_inbound(&self, inbound: Inbound) {
+        self.shared.inbound.store(Some(Arc::new(inbound)));
+        self.shared.inbound_changed.send_replace(());
+    }
+
     /// What is known of a name without asking; marks it used. `name` is lower-case and ends in a port.
     #[must_use]
     pub fn cached(&self, name: &str) -> Option<Arc<Slot>> {
