@@ -49,6 +49,11 @@ impl Latency {
         }
     }
 
+    /// Starts anew, as if nothing had been observed.
+    pub(super) fn forget(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
     /// Takes an observation in only where it is worse than what is known.
     pub(super) fn observe_at_least(&self, latency: u64, now: u64) {
         if self.get(now).is_none_or(|known| latency as f32 > known) {

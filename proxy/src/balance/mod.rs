@@ -86,10 +86,7 @@ impl Draw<'_> {
             Algorithm::Random => drawn(&|| wheel.random()).map(|i| &members[i]),
             Algorithm::LeastRequest | Algorithm::PeakEwma => {
                 let first = drawn(&|| wheel.random())?;
-                if members.len() == 1 {
-                    return members.first();
-                }
-                let second = drawn(&|| wheel.random().filter(|&index| index != first));
+                let second = drawn(&|| wheel.second(first));
                 let (first, second) = (&members[first], second.map(|index| &members[index]));
                 Some(second.filter(|second| self.better(second, first, wheel.uniform())).unwrap_or(first))
             }

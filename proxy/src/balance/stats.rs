@@ -84,6 +84,8 @@ impl EndpointStats {
         let pause = policy.base.saturating_mul(times).min(LONGEST_EJECTION.max(policy.base));
         self.ejections.store(times, Ordering::Relaxed);
         self.failures.store(0, Ordering::Relaxed);
+        // What it was while it failed says nothing of what it will be: on its return it is tried like a new one.
+        self.latency.forget();
         self.ejected_until.store(now.saturating_add(clock::nanos(pause)), Ordering::Relaxed);
     }
 }

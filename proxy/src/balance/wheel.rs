@@ -46,6 +46,18 @@ impl Wheel {
         (self.members > 0).then(|| self.member_at(fastrand::u64(0..self.total)))
     }
 
+    /// A second member at random, for a choice of two: where all weights are equal another than `first`; where they
+    /// differ any by weight, perhaps the same, so that no member comes into more choices than its weight says.
+    #[must_use]
+    pub fn second(&self, first: usize) -> Option<usize> {
+        if !self.uniform() {
+            return self.random();
+        }
+        let others = self.members.checked_sub(1).filter(|others| *others > 0)?;
+        let other = fastrand::usize(0..others);
+        Some(other + usize::from(other >= first))
+    }
+
     /// The member whose turn it is: over any `total` turns in a row each member comes exactly as often as its
     /// weight says, and its turns lie apart.
     #[must_use]

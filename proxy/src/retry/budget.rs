@@ -134,19 +134,18 @@ mod tests {
         assert!(!budget.withdraw(&policy(0, 0)));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn workers_together_do_not_overdraw() {
-        // A paused clock is its thread's own, so that the others look at the true one: all within some seconds.
+    #[test]
+    fn workers_together_do_not_overdraw() {
         let budget = Budget::default();
-        let second = super::second();
-        let taken: usize = std::thread::scope(|scope| {
-            let take = || (0..20_000).filter(|_| budget.withdraw(&policy(0, 1_000))).count();
+        let begun = second();
+        let taken: u64 = std::thread::scope(|scope| {
+            let take = || (0..20_000).filter(|_| budget.withdraw(&policy(0, 1_000))).count() as u64;
             let workers: Vec<_> = (0..4).map(|_| scope.spawn(take)).collect();
             workers.into_iter().map(|worker| worker.join().unwrap()).sum()
         });
-        let seconds = usize::try_from(super::second() - second).unwrap();
-        assert!(taken >= 1_000, "{taken}");
-        assert!(taken <= 10_000 && seconds == 0, "{taken} in {seconds} s");
+        // However long it took: a thousand for each second that it touched.
+        let seconds = second() - begun + 1;
+        assert!(taken >= 1_000 && taken <= 1_000 * seconds, "{taken} in {seconds} s");
     }
 
     proptest! {
@@ -168,11 +167,8 @@ mod tests {
                     log.push((now, u64::from(requests), taken));
                     let window = log.iter().filter(|(then, ..)| now - then < WINDOW as u64);
                     let (deposits, retries) = window.fold((0, 0), |(d, r), (_, requests, taken)| (d + requests, r + taken));
-                    // What was taken was allowed when it was taken; requests of the past may have left the window since,
-                    // and their retries with them.
                     let allowed = (deposits * u64::from(percent) / 100).max(u64::from(minimum) * WINDOW as u64);
-                    let earlier = log.iter().map(|(.., taken)| *taken).sum::<u64>();
-                    prop_assert!(taken == 0 || retries <= allowed, "{retries} of {allowed}, ever {earlier}");
+                    prop_assert!(taken == 0 || retries <= allowed, "{retries} of {allowed}");
                     tokio::time::advance(std::time::Duration::from_secs(pause)).await;
                 }
                 Ok(())

@@ -218,3 +218,173 @@ impl<B: Body<Data = Bytes>> Body for ReplayBody<B> {
         hint
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::Cell, collections::VecDeque, convert::Infallible};
+
+    use http_body_util::{BodyExt, Full};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Gives its frames one after the other, and says how many were taken.
+    struct Script {
+        frames: VecDeque<Result<Frame<Bytes>, &'static str>>,
+        taken: Rc<Cell<usize>>,
+    }
+
+    fn script(chunks: &[usize], trailers: bool) -> Script {
+        let mut frames: VecDeque<_> = chunks
+            .iter()
+            .enumerate()
+            .map(|(index, len)| Ok(Frame::data(Bytes::from(vec![b'a' + (index % 26) as u8; *len]))))
+            .collect();
+        if trailers {
+            let mut map = HeaderMap::new();
+            map.insert("x-end", "yes".parse().unwrap());
+            frames.push_back(Ok(Frame::trailers(map)));
+        }
+        Script { frames, taken: Rc::default() }
+    }
+
+    impl Body for Script {
+        type Data = Bytes;
+        type Error = &'static str;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, &'static str>>> {
+            self.taken.set(self.taken.get() + 1);
+            Poll::Ready(self.frames.pop_front())
+        }
+    }
+
+    type Read<E> = Result<(Vec<u8>, Option<HeaderMap>), ReplayError<E>>;
+
+    async fn read<B: Body<Data = Bytes>>(body: ReplayBody<B>) -> Read<B::Error> {
+        let collected = body.collect().await?;
+        let trailers = collected.trailers().cloned();
+        Ok((collected.to_bytes().to_vec(), trailers))
+    }
+
+    async fn next<B: Body<Data = Bytes>>(body: &mut ReplayBody<B>) -> Bytes {
+        body.frame().await.unwrap().ok().unwrap().into_data().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_body_is_sent_again_with_its_trailers() {
+        let handle = ReplayBody::new(script(&[10, 0, 2_000], true));
+        let first = read(handle.again().unwrap()).await.unwrap();
+        let second = read(handle.again().unwrap()).await.unwrap();
+        assert_eq!(first.0.len(), 2_010);
+        assert_eq!(first.1.as_ref().unwrap()["x-end"], "yes");
+        assert_eq!(first, second);
+        assert_eq!(read(handle).await.unwrap(), second, "the handle is a reader like any other");
+    }
+
+    #[tokio::test]
+    async fn a_second_try_gets_what_the_first_had_and_then_the_rest() {
+        let mut first = ReplayBody::new(script(&[3, 4, 5], false));
+        let second = first.again().unwrap();
+        let kept = second.again().unwrap();
+        assert_eq!(next(&mut first).await.len(), 3);
+        assert_eq!(read(second).await.unwrap().0.len(), 12);
+        assert!(matches!(first.frame().await, Some(Err(ReplayError::TakenOver))));
+        assert_eq!(read(kept).await.unwrap().0.len(), 12);
+    }
+
+    #[tokio::test]
+    async fn exactly_64_kib_can_be_sent_again_and_a_byte_more_cannot() {
+        for (chunks, again) in
+            [(&[32_768, 32_768][..], true), (&[32_768, 32_768, 1], false), (&[65_537], false)]
+        {
+            let handle = ReplayBody::new(script(chunks, false));
+            let sent = read(handle.again().unwrap()).await.unwrap().0.len();
+            assert_eq!(sent, chunks.iter().sum::<usize>(), "the body itself arrives whole");
+            assert_eq!(handle.again().is_some(), again, "{chunks:?}");
+            if !again {
+                assert!(handle.shared.borrow().kept.is_empty(), "nothing is kept for nobody");
+                assert!(matches!(read(handle).await, Err(ReplayError::Gone)));
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn many_small_frames_are_not_kept_for_ever() {
+        let handle = ReplayBody::new(script(&[1; MAX_FRAMES + 1], false));
+        assert_eq!(read(handle.again().unwrap()).await.unwrap().0.len(), MAX_FRAMES + 1);
+        assert!(handle.again().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_reader_without_company_keeps_nothing() {
+        let mut only = ReplayBody::new(script(&[3, 4], true));
+        drop(only.again());
+        assert_eq!(next(&mut only).await.len(), 3);
+        assert!(only.shared.borrow().kept.is_empty());
+        assert!(only.again().is_none());
+        assert_eq!(read(only).await.unwrap().0.len(), 4);
+    }
+
+    #[tokio::test]
+    async fn a_body_that_failed_is_not_sent_again() {
+        let mut body = script(&[3], false);
+        body.frames.push_back(Err("the client went away"));
+        let handle = ReplayBody::new(body);
+        let failed = read(handle.again().unwrap()).await;
+        assert!(matches!(failed, Err(ReplayError::Source("the client went away"))));
+        assert!(handle.again().is_none());
+    }
+
+    #[tokio::test]
+    async fn nothing_is_read_before_somebody_asks_nor_after_the_end() {
+        let body = script(&[3], true);
+        let taken = Rc::clone(&body.taken);
+        let handle = ReplayBody::new(body);
+        let mut reader = handle.again().unwrap();
+        assert_eq!(taken.get(), 0);
+        while reader.frame().await.is_some() {}
+        assert!(reader.frame().await.is_none() && reader.is_end_stream());
+        assert_eq!(taken.get(), 2);
+    }
+
+    #[tokio::test]
+    async fn an_empty_body_ends_before_it_is_read_and_a_known_length_stays_known() {
+        let empty = ReplayBody::new(Full::new(Bytes::new()));
+        assert!(empty.is_end_stream() && empty.size_hint().exact() == Some(0));
+        assert!(empty.again().unwrap().is_end_stream());
+
+        let mut known = ReplayBody::new(Full::new(Bytes::from_static(b"twelve bytes")));
+        let again = known.again().unwrap();
+        assert_eq!(known.size_hint().exact(), Some(12));
+        next(&mut known).await;
+        assert!(known.is_end_stream() && known.size_hint().exact() == Some(0));
+        assert!(!again.is_end_stream() && again.size_hint().exact() == Some(12));
+        let sent: Result<_, ReplayError<Infallible>> = read(again).await;
+        assert_eq!(sent.unwrap().0, b"twelve bytes");
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_first_try_read_the_next_sends_the_same(
+            chunks in prop::collection::vec(0usize..3_000, 0..20), trailers: bool, stop in 0usize..22
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            runtime.block_on(async {
+                let handle = ReplayBody::new(script(&chunks, trailers));
+                let mut first = handle.again().unwrap();
+                for _ in 0..stop {
+                    if first.frame().await.is_none() {
+                        break;
+                    }
+                }
+                let (sent, end) = read(handle.again().unwrap()).await.unwrap();
+                let expected = read(ReplayBody::new(script(&chunks, trailers))).await.unwrap();
+                prop_assert_eq!((sent, end), expected);
+                Ok(())
+            })?;
+        }
+    }
+}

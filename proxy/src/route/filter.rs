@@ -1,16 +1,18 @@
 //! What filters do to a request or its response on the way.
 //!
-//! A caller asks in this order: [`redirect`] (answers at once), [`request`], then for each [`mirrors`] sends a copy,
-//! and [`response`] on the way back; first with a rule's filters, then with those of the picked split entry.
+//! A caller asks in this order: [`find_redirect`] (its [`redirect`] answers at once), [`request`], then sends a copy
+//! to each of [`mirrors`], and [`response`] on the way back; each first with the rule's filters, then with those of
+//! the picked split entry.
 
 use http::{HeaderMap, header, request::Parts};
 
+pub use super::redirect::redirect;
 use super::rewrite::{RewriteError, rewrite, set_host};
 use crate::config::{Backend, Filter, HeaderModifier, Mirror, Redirect, Route};
 
 /// The redirect among the filters, if any: the request goes nowhere else.
 #[must_use]
-pub fn redirect(filters: &[Filter]) -> Option<&Redirect> {
+pub fn find_redirect(filters: &[Filter]) -> Option<&Redirect> {
     filters.iter().find_map(|filter| match filter {
         Filter::Redirect(redirect) => Some(redirect),
         _ => None,

@@ -9,7 +9,6 @@ mod split;
 #[cfg(test)]
 mod tests;
 
-pub use redirect::redirect;
 pub use rewrite::RewriteError;
 
 use crate::{
