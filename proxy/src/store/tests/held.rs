@@ -432,7 +432,7 @@ fn waiters_are_bounded_and_those_that_gave_up_do_not_count() {
     drop(second);
     world.tick(1);
     let mut fourth = world.ask("b:80");
-    world.hear(vec![], vec![absent("a:80"), absent("b:80")].concat());
+    world.hear(vec![], [absent("a:80"), absent("b:80")].concat());
     assert!(first.try_recv().is_ok() && fourth.try_recv().is_ok());
 }
 

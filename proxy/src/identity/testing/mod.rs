@@ -1,5 +1,7 @@
 //! For tests: a certificate authority in memory, and credentials of its making.
 
+pub(crate) mod control_plane;
+
 use std::{
     sync::Arc,
     time::{Duration, SystemTime},
