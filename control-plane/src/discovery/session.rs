@@ -111,6 +111,13 @@ impl Subscription {
         }
     }
 
+    /// The sidecar has no copy, whatever it accepted or is about to.
+    fn forget(&mut self) {
+        self.held = Held::Nothing;
+        self.refused = None;
+        self.whole = false;
+    }
+
     /// Whether the sidecar must be told of `state`. What it refused is not repeated.
     fn lacks(&self, state: &Rendered) -> bool {
         self.held.version() != Some(&state.version)
@@ -195,18 +202,19 @@ impl<V: View> Session<V> {
             if let Some(subscription) = self.subscriptions.get_mut(&key) {
                 subscription.asked = false;
                 subscription.greeted = false;
+                subscription.forget();
             }
             self.drop_unwanted(&key);
         }
         for name in request.subscribe {
             let key = self.key(&name)?;
             let subscription = self.ensure(&key)?;
-            if subscription.asked {
-                // It asks again, so it lost its copy.
-                subscription.held = Held::Nothing;
-                subscription.refused = None;
+            if subscription.asked || subscription.named > 0 {
+                // It asks again, so it lost its copy. Endpoints that a Destination names stay subscribed by that alone.
+                subscription.forget();
+            } else {
+                subscription.asked = true;
             }
-            subscription.asked = true;
             self.dirty.insert(key);
         }
         Ok(refused)
@@ -304,7 +312,12 @@ impl<V: View> Session<V> {
             subscription.sent = Some(state);
             subscription.sends.clone_from(&backends);
             unanswered.keys.push(key.clone());
-        } else if subscription.holds.is_empty() && subscription.held.version() == Some(&state.version) {
+        } else if subscription.held.version() == Some(&state.version) {
+            // What it refused meanwhile is not wanted any more.
+            subscription.refused = None;
+            if !subscription.holds.is_empty() {
+                return Vec::new();
+            }
             // Held since before this stream.
             subscription.holds.clone_from(&backends);
             subscription.held = Held::State(state);
@@ -444,3 +457,7 @@ fn describe(key: &Key) -> String {
     };
     format!("{kind} {}", key.name().name)
 }
+
+#[cfg(test)]
+#[path = "session_tests.rs"]
+mod tests;

@@ -8,8 +8,9 @@ use heddle_api::{
 };
 use prost::Message as _;
 
-/// The longest name that can lead anywhere, in bytes: a DNS name of 253, a namespace, a port, an address.
-pub const MAX_NAME: usize = 400;
+/// The longest name that is looked up, in bytes. Sidecars pass on what applications write, up to half of this; what
+/// exists is shorter still (a DNS name of 253 and a port).
+pub const MAX_NAME: usize = 1024;
 
 /// What can be subscribed to. A Destination's short names resolve in the caller's namespace, so that is part of it.
 ///
