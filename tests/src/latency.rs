@@ -35,10 +35,9 @@ impl Latencies {
         sorted.get(rank.saturating_sub(1)).map_or(Duration::ZERO, |&m| Duration::from_micros(m.into()))
     }
 
-    /// Takes all of them out.
-    #[must_use]
-    pub fn take(&mut self) -> Self {
-        std::mem::take(self)
+    /// Adds all of another bag's.
+    pub fn add(&mut self, other: &Self) {
+        self.micros.extend_from_slice(&other.micros);
     }
 }
 

@@ -10,6 +10,7 @@ pub mod binaries;
 pub mod block;
 pub mod client;
 pub mod latency;
+pub mod load;
 pub mod manifest;
 pub mod metrics;
 pub mod process;

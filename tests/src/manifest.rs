@@ -26,6 +26,12 @@ pub struct PodManifest {
 }
 
 impl PodManifest {
+    /// The file that a world keeps it in.
+    #[must_use]
+    pub fn file(&self) -> String {
+        format!("pod-{}-{}.yaml", self.namespace, self.name)
+    }
+
     /// As YAML.
     #[must_use]
     pub fn yaml(&self) -> String {

@@ -1,7 +1,7 @@
 //! One small mesh: manifests, a control plane, pods with their sidecars.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     process::Command,
@@ -26,6 +26,9 @@ use crate::{
 
 /// The port that scripted HTTP applications listen on.
 pub const APP_PORT: u16 = 9080;
+
+/// The ports that a sidecar listens on.
+pub const SIDECAR_PORTS: [u16; 5] = ports::SIDECAR;
 
 /// Which address of the block is the control plane's, and the first of the pods'.
 const CONTROL_PLANE_HOST: u8 = 2;
@@ -213,7 +216,7 @@ impl World {
             ready: true,
             terminating: false,
         };
-        PodBuilder { answers_as: None, args: Vec::new(), waits: true, manifest, world: self }
+        PodBuilder { answers_as: None, args: Vec::new(), waits: true, writes: true, manifest, world: self }
     }
 
     /// The sidecar process of a pod.
@@ -306,6 +309,7 @@ pub struct PodBuilder<'a> {
     answers_as: Option<String>,
     args: Vec<String>,
     waits: bool,
+    writes: bool,
 }
 
 impl PodBuilder<'_> {
@@ -358,6 +362,13 @@ impl PodBuilder<'_> {
         self
     }
 
+    /// Its manifest is in the directory already.
+    #[must_use]
+    pub fn as_declared(mut self) -> Self {
+        self.writes = false;
+        self
+    }
+
     /// [`PodBuilder::start`] does not wait until the sidecar is ready.
     #[must_use]
     pub fn not_waiting(mut self) -> Self {
@@ -370,9 +381,11 @@ impl PodBuilder<'_> {
     /// # Errors
     /// When one of them cannot be started.
     pub async fn start(self) -> anyhow::Result<Pod> {
-        let Self { world, manifest, answers_as, args, waits } = self;
+        let Self { world, manifest, answers_as, args, waits, writes } = self;
         let full_name = format!("{}/{}", manifest.namespace, manifest.name);
-        world.save(&format!("pod-{}-{}.yaml", manifest.namespace, manifest.name), &manifest.yaml())?;
+        if writes {
+            world.save(&manifest.file(), &manifest.yaml())?;
+        }
         let app = match answers_as {
             Some(version) => Some(HttpApp::start(SocketAddr::new(manifest.ip, APP_PORT), &version).await?),
             None => None,
@@ -450,6 +463,27 @@ impl Pod {
         Scrape::of(self.port(ports::METRICS)).await
     }
 
+    /// What the sidecar holds, as `/config` shows it.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn config(&self) -> anyhow::Result<serde_json::Value> {
+        let admin = self.port(ports::ADMIN);
+        let answer = Client::http1(admin).await?.get(&admin.to_string(), "/config").await?;
+        ensure!(answer.status == 200, "http://{admin}/config says {} {}", answer.status, answer.text());
+        Ok(serde_json::from_slice(&answer.body)?)
+    }
+
+    /// The addresses that the sidecar leaves out of balancing now, by its own word in `/config`.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn ejected(&self) -> anyhow::Result<BTreeSet<String>> {
+        let mut found = BTreeSet::new();
+        collect_ejected(&self.config().await?, &mut found);
+        Ok(found)
+    }
+
     /// Waits until the sidecar says that it is ready.
     ///
     /// # Panics
@@ -475,5 +509,20 @@ impl Pod {
             Ok(())
         })
         .await;
+    }
+}
+
+/// Endpoints are objects with `address` and `ejected`, wherever in the document they stand.
+fn collect_ejected(value: &serde_json::Value, found: &mut BTreeSet<String>) {
+    match value {
+        serde_json::Value::Object(fields) => {
+            let address = fields.get("address").and_then(serde_json::Value::as_str);
+            if let (Some(address), Some(serde_json::Value::Bool(true))) = (address, fields.get("ejected")) {
+                found.insert(address.rsplit_once(':').map_or(address, |(ip, _)| ip).to_owned());
+            }
+            fields.values().for_each(|field| collect_ejected(field, found));
+        }
+        serde_json::Value::Array(items) => items.iter().for_each(|item| collect_ejected(item, found)),
+        _ => {}
     }
 }
