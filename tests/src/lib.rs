@@ -13,6 +13,7 @@ pub mod latency;
 pub mod load;
 pub mod manifest;
 pub mod metrics;
+pub mod peer;
 pub mod process;
 pub mod program;
 pub mod wait;
