@@ -8,6 +8,7 @@ mod http_as_it_was;
 mod identity;
 mod nothing_drops;
 mod one_request_over_mtls;
+mod programs;
 mod routes;
 mod shop;
 mod tcp;

@@ -16,6 +16,7 @@ pub mod metrics;
 pub mod peer;
 pub mod process;
 pub mod program;
+pub mod python;
 pub mod wait;
 pub mod world;
 
