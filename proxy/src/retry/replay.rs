@@ -10,14 +10,17 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 
 /// Bytes of a body that are kept for another try.
 pub const MAX_BYTES: usize = 64 * 1024;
-/// Frames that are kept: each may hold on to the larger buffer that it was read into.
-const MAX_FRAMES: usize = 64;
+/// Frames that are kept.
+const MAX_FRAMES: usize = 256;
+/// Frames smaller than this are copied, since each would hold on to the whole buffer that it was read into. So at
+/// most sixteen buffers are held.
+const COPIED_BELOW: usize = 4 * 1024;
 
 /// Why a replayed body gives no more frames.
 #[derive(Debug, thiserror::Error)]
@@ -120,13 +123,14 @@ impl<B: Body<Data = Bytes>> Shared<B> {
         if self.state != State::Replayable {
             return;
         }
-        if !wanted || self.bytes + data.remaining() > MAX_BYTES || self.kept.len() == MAX_FRAMES {
+        if !wanted || self.bytes + data.len() > MAX_BYTES || self.kept.len() == MAX_FRAMES {
             self.state = State::Passing;
             self.kept = Vec::new();
             return;
         }
-        self.bytes += data.remaining();
-        self.kept.push(data.clone());
+        self.bytes += data.len();
+        let small = data.len() < COPIED_BELOW;
+        self.kept.push(if small { Bytes::copy_from_slice(data) } else { data.clone() });
     }
 }
 
