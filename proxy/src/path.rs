@@ -9,7 +9,7 @@
 /// More readings than this are not enumerated; see [`Readings::complete`].
 const MAX_READINGS: usize = 64;
 /// Nor more bytes of them, since a path may be long.
-const MAX_BYTES: usize = 128 * 1024;
+const MAX_BYTES: usize = 64 * 1024;
 
 /// Everything that a path may mean. Costs one scan and no allocation where there is only one reading.
 #[derive(Debug)]
@@ -295,6 +295,24 @@ mod tests {
         assert_eq!(readings("/a%zz/%4"), ["/a%zz/%4"]);
         assert_eq!(readings("/%ff"), ["/%ff", "/%FF"]);
         assert_eq!(readings("/caf%c3%a9"), ["/caf%c3%a9", "/caf%C3%A9", "/café"]);
+    }
+
+    #[test]
+    fn what_honest_clients_send_is_read_completely() {
+        for path in [
+            "/files/a%20b/%C3%BC.pdf",
+            "/projects/group%2Fsub%2Fname/issues",
+            "/map;lat=50;long=20/tiles//3",
+            "/a/../b/./c%20d",
+            "/search/100%25%20cotton",
+            "/proxy/https://example.org/a%20b?c",
+        ] {
+            let readings = Readings::of(path);
+            assert!(readings.complete(), "{path}");
+            assert!(readings.iter().count() <= 24, "{path}: {}", readings.iter().count());
+        }
+        let long = format!("/q/{}", "word%20".repeat(4_000));
+        assert!(Readings::of(&long).complete());
     }
 
     #[test]

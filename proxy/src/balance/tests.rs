@@ -206,6 +206,28 @@ async fn peak_ewma_turns_from_a_slow_endpoint_and_comes_back_some_day() {
 }
 
 #[test]
+fn where_weights_differ_they_decide_among_near_equals_and_speed_among_others() {
+    fastrand::seed(6);
+    let share_of_light = |latency_of_light: Duration| {
+        let world = World::weighted(Algorithm::PeakEwma, &[1, 3]);
+        let mut light = 0;
+        for _ in 0..10_000 {
+            let (index, mut load) = world.pick();
+            light += usize::from(index == 0);
+            load.judge(&world.backend, Outcome::Success, if index == 0 { latency_of_light } else { QUICK });
+        }
+        light
+    };
+    let near = share_of_light(QUICK * 9 / 10);
+    assert!((2_300..2_700).contains(&near), "{near}");
+    // Drawn second, it wins over the slow one; never more often than it is drawn.
+    let faster = share_of_light(QUICK / 10);
+    assert!((4_100..4_650).contains(&faster), "{faster}");
+    let slower = share_of_light(QUICK * 10);
+    assert!((450..850).contains(&slower), "{slower}");
+}
+
+#[test]
 fn a_cold_endpoint_gets_one_request_at_a_time_until_it_answers() {
     fastrand::seed(4);
     let world = World::even(Algorithm::PeakEwma, 3);

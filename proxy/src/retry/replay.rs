@@ -10,14 +10,17 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 
 /// Bytes of a body that are kept for another try.
 pub const MAX_BYTES: usize = 64 * 1024;
-/// Frames that are kept: each may hold on to the larger buffer that it was read into.
-const MAX_FRAMES: usize = 64;
+/// Frames that are kept.
+const MAX_FRAMES: usize = 256;
+/// Frames smaller than this are copied, since each would hold on to the whole buffer that it was read into. So at
+/// most sixteen buffers are held.
+const COPIED_BELOW: usize = 4 * 1024;
 
 /// Why a replayed body gives no more frames.
 #[derive(Debug, thiserror::Error)]
@@ -120,13 +123,14 @@ impl<B: Body<Data = Bytes>> Shared<B> {
         if self.state != State::Replayable {
             return;
         }
-        if !wanted || self.bytes + data.remaining() > MAX_BYTES || self.kept.len() == MAX_FRAMES {
+        if !wanted || self.bytes + data.len() > MAX_BYTES || self.kept.len() == MAX_FRAMES {
             self.state = State::Passing;
             self.kept = Vec::new();
             return;
         }
-        self.bytes += data.remaining();
-        self.kept.push(data.clone());
+        self.bytes += data.len();
+        let small = data.len() < COPIED_BELOW;
+        self.kept.push(if small { Bytes::copy_from_slice(data) } else { data.clone() });
     }
 }
 
@@ -221,7 +225,16 @@ impl<B: Body<Data = Bytes>> Body for ReplayBody<B> {
 
 #[cfg(test)]
 mod tests {
-    use std::{cell::Cell, collections::VecDeque, convert::Infallible};
+    use std::{
+        cell::Cell,
+        collections::VecDeque,
+        convert::Infallible,
+        sync::{
+            Arc,
+            atomic::{AtomicBool, Ordering},
+        },
+        task::Wake,
+    };
 
     use http_body_util::{BodyExt, Full};
     use proptest::prelude::*;
@@ -309,6 +322,45 @@ mod tests {
                 assert!(matches!(read(handle).await, Err(ReplayError::Gone)));
             }
         }
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_comes_too_late_does_not_begin_in_the_middle() {
+        let mut first = ReplayBody::new(script(&[65_537, 3], false));
+        let late = first.again().unwrap();
+        next(&mut first).await;
+        assert!(matches!(read(late).await, Err(ReplayError::Gone)));
+        assert_eq!(next(&mut first).await.len(), 3, "the one before it goes on");
+    }
+
+    #[test]
+    fn a_reader_that_waits_is_woken_when_another_takes_over() {
+        struct Silent;
+        impl Body for Silent {
+            type Data = Bytes;
+            type Error = Infallible;
+            fn poll_frame(
+                self: Pin<&mut Self>,
+                _: &mut Context<'_>,
+            ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+                Poll::Pending
+            }
+        }
+        #[derive(Default)]
+        struct Woken(AtomicBool);
+        impl Wake for Woken {
+            fn wake(self: Arc<Self>) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        let woken = Arc::new(Woken::default());
+        let mut first = ReplayBody::new(Silent);
+        let mut second = first.again().unwrap();
+        let waker = Waker::from(Arc::clone(&woken));
+        assert!(Pin::new(&mut first).poll_frame(&mut Context::from_waker(&waker)).is_pending());
+        assert!(!woken.0.load(Ordering::Relaxed));
+        assert!(Pin::new(&mut second).poll_frame(&mut Context::from_waker(Waker::noop())).is_pending());
+        assert!(woken.0.load(Ordering::Relaxed));
     }
 
     #[tokio::test]

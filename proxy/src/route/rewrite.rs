@@ -26,7 +26,8 @@ pub(super) fn rewrite(
     rewrite: &Rewrite,
     route: Option<&Route>,
 ) -> Result<(), RewriteError> {
-    if let Some(modifier) = &rewrite.path {
+    // A CONNECT to an authority has no path to change.
+    if let (Some(modifier), Some(_)) = (&rewrite.path, parts.uri.path_and_query()) {
         let path = modified_path(parts.uri.path(), modifier, route);
         let text = match parts.uri.query() {
             Some(query) => format!("{path}?{query}"),

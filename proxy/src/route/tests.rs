@@ -280,6 +280,14 @@ fn a_full_path_replaces_all_but_the_query() {
 }
 
 #[test]
+fn a_connect_without_path_keeps_its_authority() {
+    let mut parts = request("CONNECT shop:443", &[]);
+    let path = Some(PathModifier::Full("/new".into()));
+    filter::request(&mut parts, &[Filter::Rewrite(Rewrite { hostname: None, path })], None).unwrap();
+    assert_eq!(parts.uri, "shop:443");
+}
+
+#[test]
 fn a_rewritten_path_that_is_too_long_is_refused() {
     let mut parts = get(&format!("/a/{}", "b".repeat(60_000)));
     let path = Some(PathModifier::Prefix(format!("/{}", "c".repeat(10_000))));
