@@ -98,38 +98,39 @@ mod tests {
     #[tokio::test]
     async fn one_side_may_end_while_the_other_goes_on() {
         let ((mut client, near), (far, mut server)) = (pair().await, pair().await);
-        let relaying = tokio::spawn(async move {
-            let relaying = relay(near, far, Bytes::from_static(b"early "), Duration::from_secs(60));
-            relaying.await
-        });
-        client.write_all(b"question").await.unwrap();
-        client.shutdown().await.unwrap();
-        let mut question = String::new();
-        server.read_to_string(&mut question).await.unwrap();
-        assert_eq!(question, "early question");
-        server.write_all(b"answer").await.unwrap();
-        drop(server);
-        let mut answer = String::new();
-        client.read_to_string(&mut answer).await.unwrap();
-        assert_eq!(answer, "answer");
-        assert_eq!(relaying.await.unwrap(), Relayed { forth: 14, back: 6 });
+        let relaying = relay(near, far, Bytes::from_static(b"early "), Duration::from_secs(60));
+        let ends = async {
+            client.write_all(b"question").await.unwrap();
+            client.shutdown().await.unwrap();
+            let mut question = String::new();
+            server.read_to_string(&mut question).await.unwrap();
+            server.write_all(b"answer").await.unwrap();
+            drop(server);
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).await.unwrap();
+            (question, answer)
+        };
+        let (relayed, said) = tokio::join!(relaying, ends);
+        assert_eq!(said, ("early question".to_owned(), "answer".to_owned()));
+        assert_eq!(relayed, Relayed { forth: 14, back: 6 });
     }
 
     #[tokio::test]
     async fn a_reset_is_passed_on_as_a_reset() {
         let ((client, near), (far, mut server)) = (pair().await, pair().await);
-        let relaying = tokio::spawn(relay(near, far, Bytes::new(), Duration::from_secs(60)));
-        client.abort();
-        let error = server.read(&mut [0; 8]).await.unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
-        relaying.await.unwrap();
+        let relaying = relay(near, far, Bytes::new(), Duration::from_secs(60));
+        let ends = async {
+            client.abort();
+            server.read(&mut [0; 8]).await.unwrap_err().kind()
+        };
+        let (_, kind) = tokio::join!(relaying, ends);
+        assert_eq!(kind, io::ErrorKind::ConnectionReset);
     }
 
     #[tokio::test]
     async fn a_connection_at_rest_is_reset() {
         let ((mut client, near), (far, _server)) = (pair().await, pair().await);
-        let relaying = tokio::spawn(relay(near, far, Bytes::new(), Duration::from_millis(20)));
-        relaying.await.unwrap();
+        relay(near, far, Bytes::new(), Duration::from_millis(20)).await;
         assert!(client.read(&mut [0; 8]).await.is_err());
     }
 }

@@ -73,15 +73,11 @@ pub async fn run(args: RunArgs, logs: Logs) -> anyhow::Result<ExitCode> {
     for (listener, surface) in surfaces {
         tokio::spawn(admin::serve(listener, surface, Arc::clone(&admin)));
     }
-    let certificate = readiness.part("certificate", "the control plane has not signed one yet");
-    let inbound = readiness.part("inbound", "the control plane has not said what this pod serves");
-    let ready_store = Arc::clone(&store);
-    let ready_identity = Arc::clone(&identity);
+    let serving = readiness.part("workers", "they are being started");
+    let (ready_store, ready_identity) = (Arc::clone(&store), Arc::clone(&identity));
     tokio::spawn(async move {
         ready_identity.ready().await;
-        certificate.ready();
         inbound_known(&ready_store).await;
-        inbound.ready();
         tracing::info!("ready");
     });
 
@@ -90,6 +86,7 @@ pub async fn run(args: RunArgs, logs: Logs) -> anyhow::Result<ExitCode> {
     tokio::spawn(drain_when_terminating(Arc::clone(&store), Arc::clone(&trigger)));
     let shared = Shared { store, identity, metrics, access_log: logs.access.clone(), settings, drain };
     let workers = Workers::start(workers, &shared, sockets)?;
+    serving.ready();
     tracing::info!(
         pod = %args.pod, outbound = ?listeners.outbound, inbound = ?listeners.inbound, mesh = ?listeners.mesh,
         admin = ?listeners.admin, metrics = ?listeners.metrics, "listening"

@@ -115,8 +115,8 @@ pub fn decide<'a>(destination: &'a Destination, parts: &mut request::Parts) -> R
             ));
         }
     };
-    if let Some(redirect) = filter::redirect(&rule.filters) {
-        let mut response = route::redirect(parts, redirect, Some(route)).map(|()| ResponseBody::empty());
+    if let Some(redirect) = filter::find_redirect(&rule.filters) {
+        let mut response = filter::redirect(parts, redirect, Some(route)).map(|()| ResponseBody::empty());
         filter::response(response.headers_mut(), &rule.filters);
         return Ok(Routed::Answer(response));
     }
