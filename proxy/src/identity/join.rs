@@ -47,7 +47,7 @@ pub enum JoinError {
         source: io::Error,
     },
     /// The control plane said no, or nothing.
-    #[error("the control plane refused {method} for {pod}: {problem} ({code:?})")]
+    #[error("the control plane refused {method} for {pod}: {problem}")]
     Refused {
         /// `Join` or `Renew`.
         method: &'static str,
@@ -55,7 +55,7 @@ pub enum JoinError {
         pod: String,
         /// gRPC's code.
         code: Code,
-        /// In the control plane's words.
+        /// In the control plane's words, with the code.
         problem: String,
     },
     /// No key or no request could be made.
@@ -198,7 +198,7 @@ fn refused(config: &ControlPlaneConfig, how: How) -> impl Fn(tonic::Status) -> J
         method: how.as_str(),
         pod: pod.clone(),
         code: status.code(),
-        problem: control_plane::causes(&status),
+        problem: control_plane::words(&status),
     }
 }
 

@@ -241,4 +241,17 @@ mod tests {
             );
         }
     }
+
+    #[test]
+    fn a_certificate_in_which_any_byte_was_changed_is_not_believed() {
+        let ours = Authority::new("cluster.local");
+        let (trust, now) = (ours.trust(), SystemTime::now());
+        let good = ours.leaf(vec![uri(ID)], now - HOUR, now + HOUR).0;
+        for index in 0..good.len() {
+            let mut bytes = good.to_vec();
+            bytes[index] ^= 1;
+            let result = peer(Some(&[bytes.into()]), &trust, now);
+            assert!(result.is_err(), "byte {index}: {result:?}");
+        }
+    }
 }

@@ -21,7 +21,7 @@ use super::{
 use crate::identity::{
     ControlPlaneConfig, Credentials, Identity,
     backoff::{Backoff, Patience},
-    control_plane::{ConnectError, causes, connect},
+    control_plane::{ConnectError, connect, words},
 };
 
 /// For connecting and the server's consent.
@@ -53,7 +53,7 @@ pub(super) struct Writer {
 enum StreamError {
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    #[error("the control plane ended the discovery stream: {}", causes(.0))]
+    #[error("the control plane ended the discovery stream: {}", words(.0))]
     Refused(#[from] Box<tonic::Status>),
     #[error("the control plane closed the discovery stream")]
     Closed,
