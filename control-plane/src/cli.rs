@@ -109,7 +109,6 @@ impl RunArgs {
             .with_writer(std::io::stderr)
             .init();
         let options = run::Options {
-            manifests: self.manifests,
             state_dir: self.state_dir,
             listen: self.listen,
             admin_listen: self.admin_listen,
@@ -119,7 +118,7 @@ impl RunArgs {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting threads")?;
         runtime.block_on(async {
-            let running = run::start(options).await?;
+            let running = run::start(options, self.manifests).await?;
             running.until_signalled().await
         })
     }

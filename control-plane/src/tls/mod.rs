@@ -23,6 +23,8 @@ use crate::ca::{Authority, CaError};
 
 /// After a failed rotation, until the next try.
 const RETRY: Duration = Duration::from_secs(5);
+/// How often the wall clock is looked at.
+const STEP: Duration = Duration::from_secs(30);
 
 /// Why there is no TLS configuration.
 #[derive(Debug, thiserror::Error)]
@@ -72,7 +74,12 @@ impl ServingTls {
     /// Replaces the serving certificate at two thirds of its life, for ever.
     pub async fn rotate(self: Arc<Self>, mut due: SystemTime) {
         loop {
-            tokio::time::sleep(due.duration_since(SystemTime::now()).unwrap_or_default()).await;
+            // By the wall clock, in steps: a machine that was suspended wakes to what is due.
+            let left = due.duration_since(SystemTime::now()).unwrap_or_default();
+            if !left.is_zero() {
+                tokio::time::sleep(left.min(STEP)).await;
+                continue;
+            }
             match configure(&self.authority, &self.verifier, SystemTime::now()) {
                 Ok((config, next)) => {
                     self.config.store(config);

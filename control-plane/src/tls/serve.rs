@@ -158,7 +158,7 @@ impl Server {
             if anonymous {
                 tokio::time::sleep(ANONYMOUS_LIFE).await;
             } else {
-                std::future::pending().await
+                std::future::pending::<()>().await;
             }
         };
         tokio::select! {
