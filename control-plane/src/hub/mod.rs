@@ -11,7 +11,7 @@ pub mod streams;
 mod table;
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
 };
 
@@ -39,6 +39,7 @@ pub struct Hub {
     streams: Streams,
     trust: (Arc<str>, v1::TrustBundle),
     problems: Mutex<Vec<Diagnostic>>,
+    logged: Mutex<BTreeSet<Diagnostic>>,
     synced: watch::Sender<bool>,
     metrics: Arc<Metrics>,
 }
@@ -55,6 +56,7 @@ impl Hub {
             table: Mutex::default(),
             streams: Streams::new(Arc::clone(&metrics)),
             problems: Mutex::default(),
+            logged: Mutex::default(),
             synced: watch::Sender::new(false),
             metrics,
         })
@@ -104,6 +106,9 @@ impl Hub {
             self.mesh.write().unwrap_or_else(PoisonError::into_inner).apply(batch.changes)
         };
         self.metrics.batches.inc();
+        if !touched.is_empty() {
+            self.log_problems();
+        }
         // Between the writing above and each compilation below, a stream may subscribe and compile the same new state;
         // nothing else writes, so both come out alike.
         let stale = lock(&self.table).made_from(&touched);
@@ -151,6 +156,15 @@ impl Hub {
     #[must_use]
     pub fn former(&self, key: &Key, version: &str) -> Option<Arc<Rendered>> {
         lock(&self.table).former(key, version)
+    }
+
+    /// Logs each of the objects' problems when it appears. The source logs its own.
+    fn log_problems(&self) {
+        let now: BTreeSet<_> = self.mesh().diagnostics().into_iter().collect();
+        let before = std::mem::replace(&mut *lock(&self.logged), now.clone());
+        for problem in now.difference(&before) {
+            tracing::warn!("{problem}");
+        }
     }
 
     fn compile(&self, mesh: &Mesh, key: &Key) -> (Rendered, Vec<Dep>) {

@@ -1,23 +1,20 @@
-//! Stand-in.
+//! Where objects come from. A source sends batches; nothing after it can tell one source from another.
+
+mod catalog;
+pub mod directory;
+mod document;
+mod files;
+mod notices;
+
 use crate::{diagnostics::Diagnostic, object::Change};
-/// Batch.
-#[derive(Debug, Default)]
+
+/// A transaction: what changed since the last one.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
-    /// c
+    /// In no particular order; an object appears at most once as [`Change::Upsert`] or [`Change::Remove`].
     pub changes: Vec<Change>,
-    /// p
+    /// The whole current list of what is wrong at the source, when it changed.
     pub problems: Option<Vec<Diagnostic>>,
-    /// s
+    /// The first complete listing is in, with this batch or an earlier one.
     pub synced: bool,
-}
-/// Directory.
-pub mod directory {
-    /// Runs.
-    pub async fn run(
-        _dir: std::path::PathBuf,
-        tx: tokio::sync::mpsc::Sender<super::Batch>,
-    ) -> anyhow::Result<()> {
-        let _sent = tx.send(super::Batch { synced: true, ..Default::default() }).await;
-        std::future::pending().await
-    }
 }
