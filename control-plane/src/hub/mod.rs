@@ -106,9 +106,6 @@ impl Hub {
             self.mesh.write().unwrap_or_else(PoisonError::into_inner).apply(batch.changes)
         };
         self.metrics.batches.inc();
-        if !touched.is_empty() {
-            self.log_problems();
-        }
         // Between the writing above and each compilation below, a stream may subscribe and compile the same new state;
         // nothing else writes, so both come out alike.
         let stale = lock(&self.table).made_from(&touched);
@@ -122,6 +119,7 @@ impl Hub {
                 self.streams.mark(id, &key);
             }
         }
+        self.log_problems();
         if batch.synced {
             self.synced.send_if_modified(|synced| !std::mem::replace(synced, true));
         }
@@ -158,9 +156,10 @@ impl Hub {
         lock(&self.table).former(key, version)
     }
 
-    /// Logs each of the objects' problems when it appears. The source logs its own.
+    /// Counts all problems, and logs each of the objects' when it appears. The source logs its own.
     fn log_problems(&self) {
         let now: BTreeSet<_> = self.mesh().diagnostics().into_iter().collect();
+        self.metrics.problems.set((now.len() + lock(&self.problems).len()) as i64);
         let before = std::mem::replace(&mut *lock(&self.logged), now.clone());
         for problem in now.difference(&before) {
             tracing::warn!("{problem}");
@@ -217,3 +216,6 @@ pub fn hex(bytes: &[u8]) -> String {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,7 @@
 
 pub mod peer;
 pub mod serve;
+mod share;
 
 use std::{
     net::SocketAddr,
@@ -150,5 +151,35 @@ impl Caller {
             ));
         }
         Ok(peer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn caller(not_after: SystemTime) -> Caller {
+        let id = heddle_api::identity::SpiffeId::new("cluster.local", "shop", "web").unwrap();
+        let peer = Peer { id, pod: "shop/web-0".parse().unwrap(), not_after };
+        Caller { address: ([127, 0, 0, 1], 1).into(), peer: Some(peer) }
+    }
+
+    #[test]
+    fn a_connection_that_outlives_its_client_certificate_proves_nothing_any_more() {
+        let now = SystemTime::now();
+        assert!(caller(now + Duration::from_secs(60)).identified().is_ok());
+        let status = caller(now - Duration::from_secs(1)).identified().unwrap_err();
+        assert!(status.message().contains("expired"), "{status}");
+        let nobody = Caller { peer: None, ..caller(now) };
+        assert_eq!(nobody.identified().unwrap_err().code(), tonic::Code::Unauthenticated);
+    }
+
+    #[test]
+    fn the_serving_certificate_is_replaced_before_it_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let (life, now) = (Duration::from_secs(3600), SystemTime::now());
+        let authority = Arc::new(Authority::open(dir.path(), "cluster.local", life, now).unwrap());
+        let (_, due) = ServingTls::new(authority, now).unwrap();
+        assert!(due > now + life / 2 && due < now + life * 3 / 4);
     }
 }

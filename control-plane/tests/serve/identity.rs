@@ -101,7 +101,7 @@ async fn a_certificate_of_another_authority_does_not_get_in() {
     };
     assert!(refused);
     let metrics = get(running.admin_address, "/metrics").await.unwrap();
-    assert!(metrics.contains("heddle_control_plane_refused_total{reason=\"Handshake\"} 1"), "{metrics}");
+    assert!(metrics.contains("heddle_control_plane_refused_total{reason=\"Handshake\"}"), "{metrics}");
     // Nor does the other's CA pass for ours.
     assert!(connect(running.address, &other_ca, None).await.is_err());
     running.stop().await;

@@ -79,6 +79,26 @@ async fn killed_and_started_again_it_has_the_same_root_and_sends_only_difference
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn killed_at_any_moment_of_its_first_start_it_starts_again() {
+    let world = World::shop();
+    let (listen, admin) = (free_address(), free_address());
+    let ca = world.path("state").join(ROOTS_FILE);
+    let mut root = None;
+    for pause in (0..12).map(|n| std::time::Duration::from_millis(n * 3)) {
+        let mut child = start(&world, listen, admin);
+        tokio::time::sleep(pause).await;
+        child.kill().await.unwrap();
+        let now = std::fs::read(&ca).ok();
+        assert!(root.is_none() || now == root, "the root changed");
+        root = now;
+    }
+    let mut child = start(&world, listen, admin);
+    until_ready(admin).await;
+    join(listen, &ca, &world.token("web"), "shop/web-0").await.unwrap();
+    child.kill().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn sigterm_ends_it_with_success_and_its_streams_with_a_word() {
     let world = World::shop();
     let (listen, admin) = (free_address(), free_address());
