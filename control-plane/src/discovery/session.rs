@@ -291,6 +291,10 @@ impl<V: View> Session<V> {
         else {
             return Vec::new();
         };
+        if subscription.sent.is_some() {
+            // In this response already: two of its Destinations name it.
+            return Vec::new();
+        }
         let backends = state.backends.clone();
         if subscription.lacks(&state) {
             let base = match &subscription.held {
