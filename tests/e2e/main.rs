@@ -1,1 +1,15 @@
-fn main() {}
+//! The mesh as its users meet it: real processes, real sockets. One module for each thing that must hold.
+
+mod bad_http;
+mod bad_input;
+mod control_plane_gone;
+mod ejection_and_retries;
+mod http_as_it_was;
+mod identity;
+mod nothing_drops;
+mod one_request_over_mtls;
+mod programs;
+mod routes;
+mod shop;
+mod tcp;
+mod weights;

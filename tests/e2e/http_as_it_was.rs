@@ -1,0 +1,233 @@
+//! HTTP/1 is carried as HTTP/2 between sidecars and given back as it was; HTTP/2, gRPC and upgrades pass too.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use heddle_tests::{
+    World,
+    app::TcpApp,
+    client::{Raw, body, empty},
+    manifest,
+};
+use http::{Method, Request, Version};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
+use tokio::sync::mpsc;
+
+use crate::shop::{self, HOST};
+
+#[tokio::test]
+async fn bodies_trailers_and_statuses_come_back_as_they_were() {
+    let shop = shop::open(1).await;
+    let mut http1 = shop.web.http1().await.unwrap();
+    let mut http2 = shop.web.http2().await.unwrap();
+    for client in [&mut http1, &mut http2] {
+        let big = vec![b'z'; 1_000_000];
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(format!("http://{HOST}/echo"))
+            .header("te", "trailers")
+            .body(body(big.clone()))
+            .unwrap();
+        let answer = client.send(request).await.unwrap();
+        assert_eq!((answer.status, answer.body.len()), (200, big.len()));
+        let trailers = answer.trailers.expect("the application's trailers");
+        assert_eq!(trailers["x-echo"], "done");
+
+        for code in [204, 304, 404, 418, 500] {
+            let answer = client.get(HOST, &format!("/status/{code}")).await.unwrap();
+            assert_eq!((answer.status, answer.body.len()), (code, 0));
+            assert_eq!(answer.answered_by(), "v1");
+        }
+        let answer = client.request(Method::HEAD, HOST, "/bytes/5000", empty()).await.unwrap();
+        assert_eq!((answer.status, answer.body.len()), (200, 0));
+        assert_eq!(answer.headers.get_all("content-length").iter().count(), 1);
+        assert_eq!(answer.header("content-length"), "5000");
+        let answer = client.get(HOST, "/bytes/5000").await.unwrap();
+        assert_eq!(answer.headers.get_all("content-length").iter().count(), 1);
+    }
+    // The port declares HTTP/1.1, so that is what the application got from both.
+    assert!(shop.reviews[0].app().seen().iter().all(|seen| seen.version == Version::HTTP_11));
+}
+
+#[tokio::test]
+async fn http_1_0_gets_an_answer_it_can_read() {
+    let shop = shop::open(1).await;
+    let mut client = Raw::connect(shop.web.outbound()).await.unwrap();
+    client
+        .send(format!("POST /echo HTTP/1.0\r\nHost: {HOST}\r\nContent-Length: 3\r\n\r\nabc"))
+        .await
+        .unwrap();
+    let all = client.read_to_end().await.unwrap();
+    assert!(all.starts_with("HTTP/1.") && all.contains(" 200 "), "{all}");
+    assert!(all.ends_with("\r\n\r\nabc"), "no chunks for HTTP/1.0, and the end by closing: {all}");
+}
+
+#[tokio::test]
+async fn the_sidecar_itself_says_100_continue() {
+    let shop = shop::open(1).await;
+    let mut client = Raw::connect(shop.web.outbound()).await.unwrap();
+    client
+        .send(format!(
+            "POST /echo HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n"
+        ))
+        .await
+        .unwrap();
+    assert!(client.read_until("\r\n\r\n").await.unwrap().starts_with("HTTP/1.1 100"));
+    client.send("abc").await.unwrap();
+    let head = client.read_until("\r\n\r\n").await.unwrap();
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+}
+
+#[tokio::test]
+async fn pipelined_requests_are_answered_in_order() {
+    let shop = shop::open(1).await;
+    let mut client = Raw::connect(shop.web.outbound()).await.unwrap();
+    let one = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: {HOST}\r\n\r\n");
+    client.send(one("/bytes/3") + &one("/bytes/4") + &one("/bytes/5")).await.unwrap();
+    for length in [3, 4, 5] {
+        let (status, _, body) = client.read_response().await.unwrap();
+        assert_eq!((status, body.len()), (200, length));
+    }
+}
+
+#[tokio::test]
+async fn an_upgrade_is_confirmed_only_when_the_application_confirmed_it() {
+    let shop = shop::open(1).await;
+    let ask = |path: &str| {
+        format!("GET {path} HTTP/1.1\r\nHost: {HOST}\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
+    };
+    let mut client = Raw::connect(shop.web.outbound()).await.unwrap();
+    client.send(ask("/upgrade")).await.unwrap();
+    let head = client.read_until("\r\n\r\n").await.unwrap();
+    assert!(head.starts_with("HTTP/1.1 101"), "{head}");
+    assert!(head.to_ascii_lowercase().contains("upgrade: echo"), "{head}");
+    assert!(!head.to_ascii_lowercase().contains("heddle-status"), "{head}");
+    for text in ["warp", "weft"] {
+        client.send(text).await.unwrap();
+        assert_eq!(client.read_exact(4).await.unwrap(), text.as_bytes());
+    }
+    client.finish().await.unwrap();
+    assert_eq!(client.read_to_end().await.unwrap(), "");
+
+    let mut client = Raw::connect(shop.web.outbound()).await.unwrap();
+    client.send(ask("/refuse-upgrade")).await.unwrap();
+    let (status, head, _) = client.read_response().await.unwrap();
+    assert_eq!(status, 403);
+    assert!(!head.to_ascii_lowercase().contains("heddle-status"), "{head}");
+}
+
+#[tokio::test]
+async fn grpc_streams_both_ways_and_gives_trailers_back() {
+    let mut world = World::new().unwrap();
+    world.save("grpc.yaml", &manifest::service("shop/grpc", 9080, "grpc", "app: grpc")).unwrap();
+    world.start_control_plane().await.unwrap();
+    let app = world.pod("shop/grpc-v1").answering("v1").start().await.unwrap();
+    let web = world.pod("shop/web").start().await.unwrap();
+    web.answers("grpc:9080", "/", |answer| answer.status == 200).await;
+
+    let mut client = web.http2().await.unwrap();
+    let (tx, rx) = mpsc::channel::<Result<Frame<Bytes>, std::io::Error>>(4);
+    let request = Request::builder()
+        .method(Method::POST)
+        .uri("http://grpc:9080/echo")
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(StreamBody::new(tokio_stream::wrappers::ReceiverStream::new(rx)).boxed())
+        .unwrap();
+    let response = client.open(request).await.unwrap();
+    assert_eq!(response.status(), 200);
+    let mut answers = response.into_body();
+    for n in 0..20 {
+        // Each message comes back before the next is sent: nothing is gathered on the way.
+        let message = Bytes::from(format!("message {n}"));
+        tx.send(Ok(Frame::data(message.clone()))).await.unwrap();
+        let frame = tokio::time::timeout(Duration::from_secs(10), answers.frame()).await.unwrap().unwrap();
+        assert_eq!(frame.unwrap().into_data().unwrap(), message);
+    }
+    drop(tx);
+    let last = tokio::time::timeout(Duration::from_secs(10), answers.frame()).await.unwrap().unwrap();
+    assert_eq!(last.unwrap().into_trailers().unwrap()["grpc-status"], "0");
+    assert!(app.app().seen().iter().any(|seen| seen.version == Version::HTTP_2));
+}
+
+#[tokio::test]
+async fn a_pod_may_call_itself_through_its_own_service() {
+    let shop = shop::open(1).await;
+    let reviews = &shop.reviews[0];
+    reviews.answers(HOST, "/", |answer| answer.status == 200 && answer.answered_by() == "v1").await;
+}
+
+#[tokio::test]
+async fn a_service_answers_to_every_one_of_its_names() {
+    let shop = shop::open(1).await;
+    for name in [
+        "reviews:9080",
+        "reviews.shop:9080",
+        "reviews.shop.svc:9080",
+        "reviews.shop.svc.cluster.local:9080",
+        "REVIEWS.shop:9080",
+    ] {
+        let answer = shop.web.http1().await.unwrap().get(name, "/").await.unwrap();
+        assert_eq!((answer.status, answer.answered_by()), (200, "v1"), "{name}: {}", answer.reason());
+    }
+}
+
+#[tokio::test]
+async fn headless_pods_are_reached_by_address_with_their_own_identity() {
+    let mut shop = shop::open(2).await;
+    shop.world
+        .save(
+            "headless.yaml",
+            "apiVersion: v1\nkind: Service\nmetadata: {name: each, namespace: shop}\nspec:\n  clusterIP: None\n  \
+             selector: {app: reviews}\n  ports: [{name: main, port: 9080, targetPort: 9080, appProtocol: http}]\n",
+        )
+        .unwrap();
+    let _ = &mut shop.world;
+    for (n, pod) in shop.reviews.iter().enumerate() {
+        let host = format!("{}:9080", pod.ip);
+        shop.web.answers(&host, "/", |answer| answer.status == 200).await;
+        for _ in 0..10 {
+            let answer = shop.web.http1().await.unwrap().get(&host, "/").await.unwrap();
+            assert_eq!(answer.answered_by(), format!("v{}", n + 1));
+        }
+    }
+    let scrape = shop.web.scrape().await.unwrap();
+    let plain = scrape.sum("http_client_request_duration_seconds_count", &[("heddle_mtls", "false")]);
+    assert!(plain == 0.0, "{}", scrape.text);
+}
+
+#[tokio::test]
+async fn an_address_outside_the_mesh_is_passed_through_untouched() {
+    let mut shop = shop::open(1).await;
+    let outside = shop.world.new_address();
+    let address = std::net::SocketAddr::new(outside, 8000);
+    let _app =
+        TcpApp::answering(address, b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\noutside").await.unwrap();
+    let answer = shop.web.http1().await.unwrap().get(&address.to_string(), "/").await.unwrap();
+    assert_eq!((answer.status, answer.text().as_str()), (200, "outside"));
+}
+
+#[tokio::test]
+async fn long_lived_http2_clients_are_balanced_per_request() {
+    let shop = shop::open(3).await;
+    let mut client = shop.web.http2().await.unwrap();
+    let before: Vec<_> = shop.reviews.iter().map(|pod| pod.app().requests()).collect();
+    for _ in 0..120 {
+        assert_eq!(client.get(HOST, "/").await.unwrap().status, 200);
+    }
+    for (pod, before) in shop.reviews.iter().zip(before) {
+        assert!(pod.app().requests() > before + 5, "{} got {}", pod.name, pod.app().requests() - before);
+    }
+}
+
+#[tokio::test]
+async fn a_service_without_endpoints_is_named() {
+    let shop = shop::open(1).await;
+    shop.world.save("empty.yaml", &manifest::service("shop/empty", 9080, "http", "app: nobody")).unwrap();
+    shop.web.answers("empty:9080", "/", |answer| answer.reason() == "NoEndpoints").await;
+    let answer = shop.web.http1().await.unwrap().get("empty:9080", "/").await.unwrap();
+    assert_eq!((answer.status, answer.reason()), (503, "NoEndpoints"));
+    let scrape = shop.web.scrape().await.unwrap();
+    assert!(scrape.sum("heddle_refused_total", &[("reason", "NoEndpoints")]) >= 1.0, "{}", scrape.text);
+}

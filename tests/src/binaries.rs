@@ -1,0 +1,93 @@
+//! Finds the mesh's two programs, building them first when needed.
+//!
+//! `cargo test` builds the binaries of the package under test alone, so a test of this crate would run against
+//! stale ones or none. The first world of a test run therefore calls `cargo build` for them, with the profile and
+//! target directory of the running test executable, under a file lock. `HEDDLE_BIN_DIR` names a directory of
+//! finished binaries instead, and then nothing is built.
+
+use std::{
+    fs::File,
+    io::{Read, Seek, Write},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+};
+
+use anyhow::{Context, ensure};
+
+/// The control plane's program.
+pub const CONTROL_PLANE: &str = "heddle-control-plane";
+/// The sidecar's program.
+pub const PROXY: &str = "heddle-proxy";
+
+/// The path of one of the mesh's programs, up to date.
+///
+/// # Errors
+/// When the build fails or the program is not where it should be.
+pub fn path(name: &str) -> anyhow::Result<PathBuf> {
+    static DIRECTORY: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let directory = DIRECTORY
+        .get_or_init(|| directory().map_err(|e| format!("{e:#}")))
+        .as_ref()
+        .map_err(|e| anyhow::anyhow!("{e}"))?;
+    let path = directory.join(name);
+    ensure!(path.is_file(), "no program {}; HEDDLE_BIN_DIR names a directory that has it", path.display());
+    Ok(path)
+}
+
+fn directory() -> anyhow::Result<PathBuf> {
+    if let Some(given) = std::env::var_os("HEDDLE_BIN_DIR") {
+        return Ok(given.into());
+    }
+    let executable = std::env::current_exe().context("where is the running program?")?;
+    let mut directory = executable.parent().context("a program has a directory")?.to_owned();
+    if directory.ends_with("deps") {
+        directory.pop();
+    }
+    build(&directory)?;
+    Ok(directory)
+}
+
+/// Runs `cargo build` once per test run. Each test of nextest is a process of its own, and they tell each other
+/// through the lock file that this run (`NEXTEST_RUN_ID`) has built.
+fn build(directory: &Path) -> anyhow::Result<()> {
+    let target = directory.parent().context("a profile directory lies in a target directory")?;
+    let path = target.join("heddle-tests-build.lock");
+    let mut lock = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .with_context(|| {
+            format!("cannot open {}; set HEDDLE_BIN_DIR to a directory of finished binaries", path.display())
+        })?;
+    lock.lock()?;
+    let run = std::env::var("NEXTEST_RUN_ID").unwrap_or_default();
+    let mut built = String::new();
+    lock.read_to_string(&mut built)?;
+    if !run.is_empty() && built == run {
+        return Ok(());
+    }
+
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["build", "--quiet", "-p", CONTROL_PLANE, "-p", PROXY, "--bins"]);
+    cargo.arg("--target-dir").arg(target);
+    match directory.file_name().and_then(|name| name.to_str()) {
+        Some("debug") | None => {}
+        Some("release") => drop(cargo.arg("--release")),
+        Some(profile) => drop(cargo.args(["--profile", profile])),
+    }
+    cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
+    // What cargo told this package must not become what it tells those.
+    for (key, _) in std::env::vars_os().filter(|(key, _)| key.to_string_lossy().starts_with("CARGO_PKG_")) {
+        cargo.env_remove(key);
+    }
+    let status = cargo.status().context("cannot run cargo to build the mesh's programs")?;
+    ensure!(status.success(), "cargo build of {CONTROL_PLANE} and {PROXY} failed: {status}");
+
+    lock.set_len(0)?;
+    lock.rewind()?;
+    lock.write_all(run.as_bytes())?;
+    Ok(())
+}

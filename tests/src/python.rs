@@ -1,0 +1,47 @@
+//! A Python with the packages that tests need, in a virtual environment under the target directory.
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, ensure};
+
+/// Installed once, then kept.
+const PACKAGES: [&str; 2] = ["grpcio", "websockets"];
+
+/// The environment's interpreter.
+///
+/// # Errors
+/// With what is missing: Python, its `venv`, or the package index.
+pub fn interpreter() -> anyhow::Result<PathBuf> {
+    let python = crate::program::find("python3").context("python3")?;
+    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");
+    std::fs::create_dir_all(&target)?;
+    let environment = target.join("heddle-tests-python");
+    // One test of several makes it, the others wait.
+    let lock = File::create(target.join("heddle-tests-python.lock"))?;
+    lock.lock()?;
+    let interpreter = environment.join("bin/python");
+    let done = environment.join("packages-are-in");
+    if !done.exists() {
+        run(Command::new(python).args(["-m", "venv"]).arg(&environment)).context("python3 with venv")?;
+        run(Command::new(&interpreter).args(["-m", "pip", "install", "--quiet"]).args(PACKAGES))
+            .with_context(|| format!("the Python packages {}", PACKAGES.join(" and ")))?;
+        std::fs::write(done, PACKAGES.join("\n"))?;
+    }
+    Ok(interpreter)
+}
+
+/// A script of `tests/programs`.
+#[must_use]
+pub fn script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("programs").join(name)
+}
+
+fn run(command: &mut Command) -> anyhow::Result<()> {
+    let output = command.output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim().to_owned());
+    Ok(())
+}

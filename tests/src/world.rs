@@ -1,0 +1,528 @@
+//! One small mesh: manifests, a control plane, pods with their sidecars.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context, ensure};
+use heddle_api::ports;
+use tempfile::TempDir;
+
+use crate::{
+    app::HttpApp,
+    binaries,
+    block::Block,
+    client::Client,
+    eventually,
+    manifest::{self, PodManifest},
+    metrics::Scrape,
+    process::Process,
+    wait::PATIENCE,
+};
+
+/// The port that scripted HTTP applications listen on.
+pub const APP_PORT: u16 = 9080;
+
+/// The ports that a sidecar listens on.
+pub const SIDECAR_PORTS: [u16; 5] = ports::SIDECAR;
+
+/// Which address of the block is the control plane's, and the first of the pods'.
+const CONTROL_PLANE_HOST: u8 = 2;
+const FIRST_POD_HOST: u8 = 10;
+
+/// A mesh of its own. Dropping it ends everything that it started; after a panic it prints the logs first.
+#[derive(Debug)]
+pub struct World {
+    directory: TempDir,
+    block: Block,
+    control_plane_ip: IpAddr,
+    next_host: u8,
+    certificate_lifetime: Option<Duration>,
+    control_plane: Option<Process>,
+    sidecars: BTreeMap<String, (Command, Process)>,
+}
+
+impl World {
+    /// An empty one, with a directory and a block of addresses.
+    ///
+    /// # Errors
+    /// When either cannot be had.
+    pub fn new() -> anyhow::Result<Self> {
+        let block = Block::claim()?;
+        let control_plane_ip = block.address(CONTROL_PLANE_HOST);
+        Self::on(block, control_plane_ip)
+    }
+
+    /// An empty one with these addresses.
+    ///
+    /// # Errors
+    /// When its directory cannot be made.
+    pub fn on(block: Block, control_plane_ip: IpAddr) -> anyhow::Result<Self> {
+        let directory = tempfile::Builder::new().prefix("heddle-").tempdir()?;
+        for part in ["manifests", "state", "tokens", "logs"] {
+            std::fs::create_dir(directory.path().join(part))?;
+        }
+        Ok(Self {
+            directory,
+            block,
+            control_plane_ip,
+            next_host: FIRST_POD_HOST,
+            certificate_lifetime: None,
+            control_plane: None,
+            sidecars: BTreeMap::new(),
+        })
+    }
+
+    /// Workload certificates live this long, from the control plane's next start on.
+    pub fn certificates_live(&mut self, lifetime: Duration) {
+        self.certificate_lifetime = Some(lifetime);
+    }
+
+    /// A directory for whatever the test needs; it goes with the world.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Where manifests lie.
+    #[must_use]
+    pub fn manifests(&self) -> PathBuf {
+        self.directory.path().join("manifests")
+    }
+
+    /// The control plane's state directory.
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        self.directory.path().join("state")
+    }
+
+    /// Saves a manifest in one step, as an editor does: written beside, then renamed over.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn save(&self, file: &str, yaml: &str) -> anyhow::Result<()> {
+        let beside = self.directory.path().join(format!("{file}.new"));
+        std::fs::write(&beside, yaml)?;
+        std::fs::rename(beside, self.manifests().join(file)).with_context(|| format!("saving {file}"))
+    }
+
+    /// Removes a manifest.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn remove(&self, file: &str) -> anyhow::Result<()> {
+        std::fs::remove_file(self.manifests().join(file)).with_context(|| format!("removing {file}"))
+    }
+
+    /// An address that nothing in this world uses yet.
+    pub fn new_address(&mut self) -> IpAddr {
+        self.next_host += 1;
+        self.block.address(self.next_host - 1)
+    }
+
+    /// Where the control plane answers sidecars.
+    #[must_use]
+    pub fn discovery(&self) -> SocketAddr {
+        SocketAddr::new(self.control_plane_ip, ports::DISCOVERY)
+    }
+
+    /// The control plane's admin pages.
+    #[must_use]
+    pub fn control_plane_admin(&self) -> SocketAddr {
+        SocketAddr::new(self.control_plane_ip, 15014)
+    }
+
+    /// Starts the control plane, again after [`World::kill_control_plane`], and waits until it answers.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub async fn start_control_plane(&mut self) -> anyhow::Result<()> {
+        let mut command = Command::new(binaries::path(binaries::CONTROL_PLANE)?);
+        clean(&mut command);
+        command.arg("run").arg("--manifests").arg(self.manifests()).arg("--state-dir").arg(self.state());
+        command.arg("--listen").arg(self.discovery().to_string());
+        command.arg("--admin-listen").arg(self.control_plane_admin().to_string());
+        if let Some(lifetime) = self.certificate_lifetime {
+            command.arg("--certificate-lifetime").arg(format!("{}s", lifetime.as_secs()));
+        }
+        let name = binaries::CONTROL_PLANE;
+        self.control_plane = Some(Process::spawn(name, &command, &self.log_of(name))?);
+        let admin = self.control_plane_admin();
+        eventually("the control plane is ready", || is_ready(admin)).await;
+        Ok(())
+    }
+
+    /// SIGKILL.
+    pub fn kill_control_plane(&mut self) {
+        self.control_plane = None;
+    }
+
+    /// The control plane's process.
+    ///
+    /// # Errors
+    /// When it was not started.
+    pub fn control_plane(&mut self) -> anyhow::Result<&mut Process> {
+        self.control_plane.as_mut().context("no control plane runs")
+    }
+
+    /// What the control plane's `/diagnostics` says.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn diagnostics(&self) -> anyhow::Result<String> {
+        let admin = self.control_plane_admin();
+        Ok(Client::http1(admin).await?.get(&admin.to_string(), "/diagnostics").await?.text())
+    }
+
+    /// Mints a join token and gives the file that holds it.
+    ///
+    /// # Errors
+    /// When the control plane's program refuses.
+    pub fn token(&self, namespace: &str, service_account: &str, ttl: &str) -> anyhow::Result<PathBuf> {
+        let mut command = Command::new(binaries::path(binaries::CONTROL_PLANE)?);
+        clean(&mut command);
+        command.arg("token").arg("--state-dir").arg(self.state());
+        command.args(["--namespace", namespace, "--service-account", service_account, "--ttl", ttl]);
+        let output = command.output()?;
+        ensure!(
+            output.status.success(),
+            "heddle-control-plane token: {}: {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let file = self.directory.path().join(format!("tokens/{namespace}-{service_account}-{ttl}"));
+        std::fs::write(&file, output.stdout)?;
+        Ok(file)
+    }
+
+    /// A pod to be: `shop/reviews-v1` has the labels `app: reviews` and `version: v1` and the service account
+    /// `reviews`.
+    pub fn pod(&mut self, full_name: &str) -> PodBuilder<'_> {
+        let (namespace, name) = manifest::split(full_name);
+        let (app, version) = name.split_once('-').unwrap_or((name, "v1"));
+        let labels = vec![("app".to_owned(), app.to_owned()), ("version".to_owned(), version.to_owned())];
+        let manifest = PodManifest {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            service_account: app.to_owned(),
+            labels,
+            ip: self.new_address(),
+            ports: vec![APP_PORT],
+            meshed: true,
+            ready: true,
+            terminating: false,
+        };
+        PodBuilder { answers_as: None, args: Vec::new(), waits: true, writes: true, manifest, world: self }
+    }
+
+    /// The sidecar process of a pod.
+    ///
+    /// # Errors
+    /// When it has none.
+    pub fn sidecar(&mut self, pod: &str) -> anyhow::Result<&mut Process> {
+        Ok(&mut self.sidecars.get_mut(pod).with_context(|| format!("{pod} has no sidecar"))?.1)
+    }
+
+    /// Kills a pod's sidecar; its application stays.
+    pub fn kill_sidecar(&mut self, pod: &str) {
+        self.sidecars.remove(pod);
+    }
+
+    /// Starts `command` as part of this world, its output in the world's logs.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn run(&self, name: &str, command: &Command) -> anyhow::Result<Process> {
+        Process::spawn(name, command, &self.log_of(name))
+    }
+
+    fn log_of(&self, name: &str) -> PathBuf {
+        self.directory.path().join("logs").join(format!("{}.log", name.replace('/', "-")))
+    }
+
+    /// The command that runs a pod's sidecar, with a token in `token`.
+    ///
+    /// # Errors
+    /// When the program is not there.
+    pub fn sidecar_command(&self, pod: &str, ip: IpAddr, token: &Path) -> anyhow::Result<Command> {
+        let mut command = Command::new(binaries::path(binaries::PROXY)?);
+        clean(&mut command);
+        command.arg("run").arg("--control-plane").arg(format!("https://{}", self.discovery()));
+        command.arg("--control-plane-ca").arg(self.state().join("ca.pem"));
+        command.arg("--token-file").arg(token);
+        command.args(["--pod", pod, "--pod-ip", &ip.to_string(), "--workers", "1", "--drain-time", "5s"]);
+        Ok(command)
+    }
+
+    fn print_logs(&self) {
+        const LINES: usize = 60;
+        let Ok(logs) = std::fs::read_dir(self.directory.path().join("logs")) else { return };
+        let mut logs: Vec<_> = logs.flatten().map(|entry| entry.path()).collect();
+        logs.sort();
+        for log in logs {
+            let text = std::fs::read(&log).unwrap_or_default();
+            let text = String::from_utf8_lossy(&text);
+            let lines: Vec<_> = text.lines().collect();
+            let skipped = lines.len().saturating_sub(LINES);
+            println!("--- {} ({skipped} lines before)", log.file_name().unwrap_or_default().display());
+            for line in &lines[skipped..] {
+                println!("{line}");
+            }
+        }
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.print_logs();
+            if std::env::var_os("HEDDLE_KEEP").is_some() {
+                self.directory.disable_cleanup(true);
+                println!("kept {}", self.directory.path().display());
+            }
+        }
+    }
+}
+
+/// The settings of whoever runs the tests are not the mesh's.
+fn clean(command: &mut Command) {
+    for (key, _) in std::env::vars_os().filter(|(key, _)| key.to_string_lossy().starts_with("HEDDLE_")) {
+        command.env_remove(key);
+    }
+}
+
+async fn is_ready(address: SocketAddr) -> anyhow::Result<()> {
+    let answer = Client::http1(address).await?.get(&address.to_string(), "/ready").await?;
+    ensure!(answer.status == 200, "http://{address}/ready says {} {}", answer.status, answer.text());
+    Ok(())
+}
+
+/// A pod before it runs.
+#[derive(Debug)]
+pub struct PodBuilder<'a> {
+    world: &'a mut World,
+    manifest: PodManifest,
+    answers_as: Option<String>,
+    args: Vec<String>,
+    waits: bool,
+    writes: bool,
+}
+
+impl PodBuilder<'_> {
+    /// Its application is a scripted one at port 9080 that answers as `version`.
+    #[must_use]
+    pub fn answering(mut self, version: &str) -> Self {
+        self.answers_as = Some(version.to_owned());
+        self
+    }
+
+    /// It has this address, taken beforehand by [`World::new_address`].
+    #[must_use]
+    pub fn at(mut self, ip: IpAddr) -> Self {
+        self.manifest.ip = ip;
+        self
+    }
+
+    /// One label more.
+    #[must_use]
+    pub fn label(mut self, key: &str, value: &str) -> Self {
+        self.manifest.labels.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// It has this service account.
+    #[must_use]
+    pub fn service_account(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.manifest.service_account);
+        self
+    }
+
+    /// Its container has these ports.
+    #[must_use]
+    pub fn ports(mut self, ports: &[u16]) -> Self {
+        self.manifest.ports = ports.to_vec();
+        self
+    }
+
+    /// Arguments for its sidecar beyond the usual.
+    #[must_use]
+    pub fn sidecar_args<S: Into<String>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
+        self.args.extend(args.into_iter().map(Into::into));
+        self
+    }
+
+    /// Without a sidecar.
+    #[must_use]
+    pub fn outside_the_mesh(mut self) -> Self {
+        self.manifest.meshed = false;
+        self
+    }
+
+    /// Its manifest is in the directory already.
+    #[must_use]
+    pub fn as_declared(mut self) -> Self {
+        self.writes = false;
+        self
+    }
+
+    /// [`PodBuilder::start`] does not wait until the sidecar is ready.
+    #[must_use]
+    pub fn not_waiting(mut self) -> Self {
+        self.waits = false;
+        self
+    }
+
+    /// Writes the Pod's manifest, starts application and sidecar, and waits until the sidecar is ready.
+    ///
+    /// # Errors
+    /// When one of them cannot be started.
+    pub async fn start(self) -> anyhow::Result<Pod> {
+        let Self { world, manifest, answers_as, args, waits, writes } = self;
+        let full_name = format!("{}/{}", manifest.namespace, manifest.name);
+        if writes {
+            world.save(&manifest.file(), &manifest.yaml())?;
+        }
+        let app = match answers_as {
+            Some(version) => Some(HttpApp::start(SocketAddr::new(manifest.ip, APP_PORT), &version).await?),
+            None => None,
+        };
+        if manifest.meshed {
+            let token = world.token(&manifest.namespace, &manifest.service_account, "1h")?;
+            let mut command = world.sidecar_command(&full_name, manifest.ip, &token)?;
+            command.args(args);
+            let process = world.run(&full_name, &command)?;
+            world.sidecars.insert(full_name.clone(), (command, process));
+        }
+        let pod = Pod { name: full_name, ip: manifest.ip, manifest, app };
+        if pod.manifest.meshed && waits {
+            pod.wait_until_ready().await;
+        }
+        Ok(pod)
+    }
+}
+
+/// A running pod. It holds no process: those end with the [`World`].
+#[derive(Clone, Debug)]
+pub struct Pod {
+    /// `namespace/name`.
+    pub name: String,
+    /// Its address.
+    pub ip: IpAddr,
+    /// As it was written.
+    pub manifest: PodManifest,
+    app: Option<HttpApp>,
+}
+
+impl Pod {
+    /// Its scripted application.
+    ///
+    /// # Panics
+    /// When it was started without one.
+    #[must_use]
+    pub fn app(&self) -> &HttpApp {
+        self.app.as_ref().expect("this pod was started with an application")
+    }
+
+    /// Where its sidecar or application listens on `port`.
+    #[must_use]
+    pub fn port(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.ip, port)
+    }
+
+    /// The sidecar's outbound port.
+    #[must_use]
+    pub fn outbound(&self) -> SocketAddr {
+        self.port(ports::OUTBOUND)
+    }
+
+    /// A kept-alive HTTP/1.1 connection of the pod's application to its sidecar.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub async fn http1(&self) -> anyhow::Result<Client> {
+        Client::http1(self.outbound()).await
+    }
+
+    /// An HTTP/2 connection of the pod's application to its sidecar.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub async fn http2(&self) -> anyhow::Result<Client> {
+        Client::http2(self.outbound()).await
+    }
+
+    /// The sidecar's metrics.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn scrape(&self) -> anyhow::Result<Scrape> {
+        Scrape::of(self.port(ports::METRICS)).await
+    }
+
+    /// What the sidecar holds, as `/config` shows it.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn config(&self) -> anyhow::Result<serde_json::Value> {
+        let admin = self.port(ports::ADMIN);
+        let answer = Client::http1(admin).await?.get(&admin.to_string(), "/config").await?;
+        ensure!(answer.status == 200, "http://{admin}/config says {} {}", answer.status, answer.text());
+        Ok(serde_json::from_slice(&answer.body)?)
+    }
+
+    /// The addresses that the sidecar leaves out of balancing now, by its own word in `/config`.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn ejected(&self) -> anyhow::Result<BTreeSet<String>> {
+        let mut found = BTreeSet::new();
+        collect_ejected(&self.config().await?, &mut found);
+        Ok(found)
+    }
+
+    /// Waits until the sidecar says that it is ready.
+    ///
+    /// # Panics
+    /// When it does not become so.
+    pub async fn wait_until_ready(&self) {
+        let address = self.port(ports::METRICS);
+        eventually(&format!("the sidecar of {} is ready", self.name), || is_ready(address)).await;
+    }
+
+    /// Whether the sidecar says now that it is ready.
+    pub async fn is_ready(&self) -> bool {
+        is_ready(self.port(ports::METRICS)).await.is_ok()
+    }
+
+    /// Asks until the answer to GET `path` of `host` is one that `wanted` takes.
+    ///
+    /// # Panics
+    /// When none is.
+    pub async fn answers(&self, host: &str, path: &str, wanted: impl Fn(&crate::client::Answer) -> bool) {
+        eventually(&format!("the wanted answer to {host}{path} within {PATIENCE:?}"), || async {
+            let answer = self.http1().await?.get(host, path).await?;
+            ensure!(wanted(&answer), "{} {:?} {}", answer.status, answer.headers, answer.text());
+            Ok(())
+        })
+        .await;
+    }
+}
+
+/// Endpoints are objects with `address` and `ejected`, wherever in the document they stand.
+fn collect_ejected(value: &serde_json::Value, found: &mut BTreeSet<String>) {
+    match value {
+        serde_json::Value::Object(fields) => {
+            let address = fields.get("address").and_then(serde_json::Value::as_str);
+            if let (Some(address), Some(serde_json::Value::Bool(true))) = (address, fields.get("ejected")) {
+                found.insert(address.rsplit_once(':').map_or(address, |(ip, _)| ip).to_owned());
+            }
+            fields.values().for_each(|field| collect_ejected(field, found));
+        }
+        serde_json::Value::Array(items) => items.iter().for_each(|item| collect_ejected(item, found)),
+        _ => {}
+    }
+}
