@@ -119,7 +119,11 @@ impl Server {
         // Small messages that must not wait for each other's acknowledgement.
         let _set = io.set_nodelay(true);
         let acceptor = TlsAcceptor::from(self.tls.current());
-        let io = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(io)).await {
+        let shaken = tokio::select! {
+            shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(io)) => shaken,
+            () = self.stop.cancelled() => return,
+        };
+        let io = match shaken {
             Ok(Ok(io)) => io,
             // Somebody looked whether the port is open.
             Ok(Err(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => {

@@ -49,7 +49,7 @@ async fn what_is_not_in_the_mesh_is_called_absent_and_comes_when_it_appears() {
     let (_leaf, channel) = channel(&world, &running, "web", "shop/web-0").await;
     let ratings = name(ResourceType::Destination, "ratings.shop:80");
     let mut stream = Stream::open(channel, "shop/web-0", vec![], vec![ratings.clone()]).await.unwrap();
-    assert_eq!(stream.accept().await.absent, [ratings.clone()]);
+    assert_eq!(stream.accept().await.absent, std::slice::from_ref(&ratings));
     world.write(
         "ratings.yaml",
         "apiVersion: v1\nkind: Service\nmetadata: {name: ratings, namespace: shop}\nspec: {selector: {app: ratings}, ports: [{port: 80}]}\n",
