@@ -115,8 +115,8 @@ async fn shake_hands(io: TcpStream, credentials: &Credentials) -> Result<Incomin
 
 impl Incoming {
     /// Serves until the connection ends. Each request runs in a task of its own, which must watch for the caller's cancel
-    /// ([`unless_reset`](super::unless_reset), [`respond`](super::respond)). When `drain` is through, GOAWAY is sent and
-    /// what runs or still comes is served to its end. Dropping the future ends the connection at once.
+    /// ([`unless_reset`](super::unless_reset), [`respond`](super::respond)). When `drain` is through, GOAWAY is sent (on a
+    /// connection without a request yet: after the first) and what runs or still comes is served to its end. Dropping the future ends the connection at once.
     ///
     /// # Errors
     /// What ended the connection, when that was not an orderly close.
@@ -133,14 +133,15 @@ impl Incoming {
         let ping = self.connection.ping_pong().expect("the first to ask for a connection's PINGs");
         let keeper = spawn_local(keep_server(Rc::clone(&signal), ping, drain));
         let _keeper = AbortOnDrop(keeper.abort_handle());
-        let mut draining = false;
+        let (mut served, mut draining) = (false, false);
         loop {
             let accepted = poll_fn(|cx| {
                 signal.register(cx);
                 if signal.dead.get() {
                     return Poll::Ready(None);
                 }
-                if signal.drain.get() && !draining {
+                // Callers learn of the drain a moment later: a connection made meanwhile gets its first request served.
+                if signal.drain.get() && served && !draining {
                     draining = true;
                     self.connection.graceful_shutdown();
                 }
@@ -148,8 +149,14 @@ impl Incoming {
             })
             .await;
             let Some(accepted) = accepted else { return Ok(()) };
-            let (request, mut respond) = accepted?;
+            let (request, mut respond) = match accepted {
+                Ok(accepted) => accepted,
+                // A caller that is through may be gone before our own GOAWAY reaches it.
+                Err(error) if error.is_io() && signal.handlers.get() == 0 => return Ok(()),
+                Err(error) => return Err(error),
+            };
             signal.used.set(true);
+            served = true;
             if signal.handlers.get() >= HANDLERS {
                 respond.send_reset(Code::REFUSED_STREAM);
                 continue;
