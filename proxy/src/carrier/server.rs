@@ -15,10 +15,10 @@ use h2::{
     server::{Connection, SendResponse},
 };
 use heddle_api::{
-    carrier::{ALPN, BadServerName, ServerName},
+    carrier::{ALPN, BadServerName, Form, ServerName},
     identity::SpiffeId,
 };
-use http::Request;
+use http::{HeaderValue, Request, Response};
 use tokio::{net::TcpStream, task::spawn_local, time::timeout};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
@@ -26,10 +26,14 @@ use super::{
     keeper::{AbortOnDrop, Signal, keep_server},
     meter::{Metered, Side},
     settings::{HANDLERS, HANDSHAKE, tls_buffer},
+    tunnel::is_tunnel,
 };
-use crate::identity::{
-    Credentials,
-    verify::{self, PeerError},
+use crate::{
+    identity::{
+        Credentials,
+        verify::{self, PeerError},
+    },
+    reason::{self, Reason},
 };
 
 /// Why an accepted connection was closed before its first request.
@@ -114,7 +118,8 @@ async fn shake_hands(io: TcpStream, credentials: &Credentials) -> Result<Incomin
 }
 
 impl Incoming {
-    /// Serves until the connection ends. Each request runs in a task of its own, which must watch for the caller's cancel
+    /// Serves until the connection ends. A CONNECT without `:protocol` reaches the handler on `tcp` server names alone, and
+    /// nothing else does there; what does not fit is answered 421. Each request runs in a task of its own, which must watch for the caller's cancel
     /// ([`unless_reset`](super::unless_reset), [`respond`](super::respond)). When `drain` is through, GOAWAY is sent (on a
     /// connection without a request yet: after the first) and what runs or still comes is served to its end. Dropping the future ends the connection at once.
     ///
@@ -161,6 +166,11 @@ impl Incoming {
                 respond.send_reset(Code::REFUSED_STREAM);
                 continue;
             }
+            if (self.name.form == Form::Tcp) != is_tunnel(&request) {
+                tracing::warn!(peer = %self.peer, name = %self.name, method = %request.method(), "misdirected");
+                let _gone = respond.send_response(misdirected(), true);
+                continue;
+            }
             let running = Running::one_more(&signal);
             let handled = handler(request, respond);
             spawn_local(async move {
@@ -169,6 +179,16 @@ impl Incoming {
             });
         }
     }
+}
+
+/// The answer to a CONNECT on a connection for HTTP, or to HTTP on one for opaque TCP: the connection's server name says
+/// what may come, so that a tunnel carries nothing past an access rule.
+fn misdirected() -> Response<()> {
+    let reason = Reason::NotOnThisConnection;
+    let mut response = Response::new(());
+    *response.status_mut() = reason.status();
+    response.headers_mut().insert(reason::HEADER, HeaderValue::from_static(reason.as_str()));
+    response
 }
 
 /// A handler that runs.

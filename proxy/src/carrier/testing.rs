@@ -22,17 +22,21 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
 use rustls_pki_types::PrivateKeyDer;
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::{mpsc, watch},
     task::{LocalSet, spawn_local},
 };
-use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 
 use super::{CarrierBody, Peer, Pool, server};
 use crate::identity::{Credentials, Trust};
 
 pub(super) const SECOND: Duration = Duration::from_secs(1);
+
+/// Is through when the server is to drain.
+type Drained = Pin<Box<dyn Future<Output = ()>>>;
 
 /// A certificate authority.
 pub(super) struct Authority(CertifiedIssuer<'static, KeyPair>);
@@ -116,9 +120,41 @@ impl World {
         .await
     }
 
+    /// A server that sends `hello`, waits for the first request's HEADERS, sends `answer` and closes.
+    pub(super) async fn scripted(hello: &'static [u8], answer: &'static [u8]) -> Self {
+        Self::listening(Form::Http1, move |io, credentials, _| async move {
+            let mut tls = TlsAcceptor::from(credentials.server.clone()).accept(io).await.unwrap();
+            tls.write_all(hello).await.unwrap();
+            let mut heard = Vec::new();
+            // The end of the HEADERS frame's head for stream 1, and GET in HPACK's static table.
+            while !heard.windows(6).any(|bytes| bytes == [0, 0, 0, 1, 0x82, 0x86]) {
+                tls.read_buf(&mut heard).await.unwrap();
+            }
+            tls.write_all(answer).await.unwrap();
+            tls.shutdown().await.unwrap();
+        })
+        .await
+    }
+
     async fn accepting<S, F>(form: Form, serve: S) -> Self
     where
-        S: Fn(server::Incoming, Pin<Box<dyn Future<Output = ()>>>) -> F + Clone + 'static,
+        S: Fn(server::Incoming, Drained) -> F + Clone + 'static,
+        F: Future<Output = ()> + 'static,
+    {
+        Self::listening(form, move |io, credentials, drained| {
+            let serve = serve.clone();
+            async move {
+                if let Ok(incoming) = server::handshake(io, &credentials).await {
+                    serve(incoming, drained).await;
+                }
+            }
+        })
+        .await
+    }
+
+    async fn listening<S, F>(form: Form, serve: S) -> Self
+    where
+        S: Fn(TcpStream, Arc<Credentials>, Drained) -> F + 'static,
         F: Future<Output = ()> + 'static,
     {
         let authority = Authority::new();
@@ -132,17 +168,13 @@ impl World {
             loop {
                 let (io, _) = listener.accept().await.unwrap();
                 count.set(count.get() + 1);
-                let (credentials, serve, mut drained) = (credentials.clone(), serve.clone(), drained.clone());
+                let mut drained = drained.clone();
                 let drained = Box::pin(async move {
                     if drained.wait_for(|drained| *drained).await.is_err() {
                         std::future::pending::<()>().await;
                     }
                 });
-                spawn_local(async move {
-                    if let Ok(incoming) = server::handshake(io, &credentials).await {
-                        serve(incoming, drained).await;
-                    }
-                });
+                spawn_local(serve(io, credentials.clone(), drained));
             }
         });
         let name = ServerName { form, port: 9080 };

@@ -6,7 +6,7 @@ use http::Response;
 use http_body_util::Full;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, split},
-    task::spawn_local,
+    task::{spawn_local, yield_now},
 };
 
 use super::super::{
@@ -54,7 +54,15 @@ async fn world() -> World {
 
 /// Sends what `next` makes until the server closes the connection; false if it never does within `most` rounds.
 /// Meanwhile and after, a well-behaved caller is served.
-async fn is_cut_off(most: u32, mut next: impl FnMut(u32) -> Vec<u8> + 'static) -> bool {
+async fn is_cut_off(most: u32, next: impl FnMut(u32) -> Vec<u8> + 'static) -> bool {
+    is_cut_off_when_paced(0, most, next).await
+}
+
+async fn is_cut_off_when_paced(
+    turns: usize,
+    most: u32,
+    mut next: impl FnMut(u32) -> Vec<u8> + 'static,
+) -> bool {
     let world = world().await;
     assert_eq!(world.text("/").await, "fine");
     let credentials = world.authority.credentials("mallory");
@@ -66,6 +74,10 @@ async fn is_cut_off(most: u32, mut next: impl FnMut(u32) -> Vec<u8> + 'static) -
         for round in 0..most {
             if write.write_all(&next(round)).await.is_err() {
                 return;
+            }
+            // Gives the server time to look at it, or not.
+            for _ in 0..turns {
+                yield_now().await;
             }
         }
         // Open, but quiet.
@@ -98,7 +110,17 @@ async fn rapid_reset_is_cut_off() {
             bytes.extend(frame(RST_STREAM, 0, stream(round), &8u32.to_be_bytes()));
             bytes
         };
-        assert!(is_cut_off(100_000, attack).await);
+        assert!(is_cut_off(100_000, attack).await, "before the server has seen the stream");
+
+        let attack = |round| {
+            let id = stream(round / 2);
+            if round % 2 == 0 {
+                frame(HEADERS, END_HEADERS, id, &POST)
+            } else {
+                frame(RST_STREAM, 0, id, &8u32.to_be_bytes())
+            }
+        };
+        assert!(is_cut_off_when_paced(10, 100_000, attack).await, "after");
     })
     .await;
 }

@@ -7,7 +7,7 @@ use h2::{Reason as Code, RecvStream, server::SendResponse};
 use heddle_api::carrier::Form;
 use http::{Request, Response};
 use http_body::Frame;
-use http_body_util::{BodyExt, Full, StreamBody};
+use http_body_util::{BodyExt, Collected, Full, StreamBody};
 use tokio::{sync::mpsc, task::spawn_local};
 use tokio_stream::StreamExt;
 
@@ -52,7 +52,7 @@ async fn serve(request: Request<RecvStream>, mut to: SendResponse<Bytes>) -> Str
         }
         "/read" => {
             let body = CarrierBody::of_request(request).into_body();
-            return format!("{:?}", body.collect().await.map(|body| body.to_bytes()));
+            return format!("{:?}", body.collect().await.map(Collected::to_bytes));
         }
         "/slow" => {
             tokio::time::sleep(SECOND / 4).await;
@@ -119,6 +119,38 @@ async fn dropping_the_response_ends_the_request_body_too() {
         let response = world.pool.send(&world.peer, request, SECOND).await.unwrap();
         drop(response);
         sender.closed().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_answer_that_does_not_wait_for_the_request_body_arrives() {
+    on_a_worker(async {
+        let (world, _told) = world().await;
+        for _ in 0..20 {
+            let endless = tokio_stream::iter(std::iter::repeat(Bytes::from_static(&[0; 8192])));
+            let endless = StreamBody::new(endless.map(|chunk| Ok::<_, Infallible>(Frame::data(chunk))));
+            let request = Request::post("http://reviews/").body(endless).unwrap();
+            let response = world.pool.send(&world.peer, request, SECOND).await.unwrap();
+            assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "fine");
+        }
+        assert_eq!(world.accepted.get(), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_stream_above_the_last_one_of_goaway_was_provably_not_sent() {
+    on_a_worker(async {
+        // GOAWAY, last stream 0, NO_ERROR, after the SETTINGS and once a request is there.
+        let world = World::scripted(b"\0\0\0\x04\0\0\0\0\0", b"\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\0").await;
+        let error = world.get("/").await.unwrap_err();
+        assert_eq!((error.reason, error.sent), (Reason::UpstreamReset, Sent::No));
+
+        // Without GOAWAY nobody knows.
+        let world = World::scripted(b"\0\0\0\x04\0\0\0\0\0", b"").await;
+        let error = world.get("/").await.unwrap_err();
+        assert_eq!((error.reason, error.sent), (Reason::UpstreamReset, Sent::Maybe));
     })
     .await;
 }

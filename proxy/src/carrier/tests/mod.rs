@@ -20,6 +20,7 @@ use super::{
     testing::{SECOND, World, channel, on_a_worker},
     tunnel, upgrade,
 };
+use crate::reason::Reason;
 
 /// Answers with what the request was: method, target, body, trailers.
 async fn echo(request: Request<RecvStream>, to: SendResponse<Bytes>) {
@@ -159,6 +160,22 @@ async fn a_tunnel_carries_bytes_both_ways_and_half_closes() {
         let back = poll_fn(|cx| tunnel.poll_receive(cx)).await.unwrap().unwrap();
         assert_eq!(back, "PING");
         assert!(poll_fn(|cx| tunnel.poll_receive(cx)).await.is_none());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_connection_carries_only_what_its_server_name_says() {
+    on_a_worker(async {
+        let reached =
+            async |_: Request<RecvStream>, _: SendResponse<Bytes>| panic!("the handler was reached");
+        let world = World::new(Form::Http1, reached).await;
+        let error = world.pool.tunnel(&world.peer, SECOND).await.unwrap_err();
+        assert_eq!(error.reason, Reason::NotOnThisConnection);
+        let world = World::new(Form::Tcp, reached).await;
+        assert_eq!(world.get("/").await.unwrap().status(), StatusCode::MISDIRECTED_REQUEST);
+        let request = Request::get("/chat").header("host", "reviews").body(()).unwrap();
+        assert!(world.pool.upgrade(&world.peer, request, "websocket", SECOND).await.is_err());
     })
     .await;
 }

@@ -30,15 +30,21 @@ struct Seen {
     waiting: Rc<Cell<usize>>,
     /// One-byte frames given to the carrier.
     dripped: Rc<Cell<usize>>,
+    /// Bytes of large bodies given to the carrier.
+    poured: Rc<Cell<usize>>,
 }
 
-const DRIPS: usize = 20_000;
+/// Nearly a stream's window of them.
+const DRIPS: usize = 250_000;
 
 async fn serve(seen: Seen, request: Request<RecvStream>, mut to: SendResponse<Bytes>) {
     match request.uri().path() {
         "/large" => {
             let chunks = tokio_stream::iter(std::iter::repeat_n(Bytes::from(vec![b'x'; 65536]), 1024));
-            let body = StreamBody::new(chunks.map(|chunk| Ok::<_, Infallible>(Frame::data(chunk))));
+            let body = StreamBody::new(chunks.map(move |chunk| {
+                seen.poured.set(seen.poured.get() + chunk.len());
+                Ok::<_, Infallible>(Frame::data(chunk))
+            }));
             let _cancelled = respond(to, Response::new(body)).await;
         }
         "/drip" => {
@@ -77,7 +83,7 @@ async fn until(condition: impl Fn() -> bool) {
 #[tokio::test]
 async fn readers_that_stall_on_large_bodies_do_not_delay_the_others() {
     on_a_worker(async {
-        let (world, _) = world().await;
+        let (world, seen) = world().await;
         let mut stalled = Vec::new();
         for _ in 0..STREAMS - 1 {
             stalled.push(world.get("/large").await.unwrap());
@@ -86,6 +92,9 @@ async fn readers_that_stall_on_large_bodies_do_not_delay_the_others() {
             assert_eq!(world.text("/").await, "fine");
         }
         assert_eq!(world.accepted.get(), 1, "all of it was on one connection");
+        // What they hold is as the settings say: a window, a send buffer and the chunk between for each.
+        let held = stalled.len() * (256 + 128 + 64) * 1024;
+        assert!(seen.poured.get() <= held, "{} of {held} bytes", seen.poured.get());
         // And who stalled finds all of it.
         let body = stalled.pop().unwrap().into_body().collect().await.unwrap().to_bytes();
         assert_eq!(body.len(), 64 << 20);
