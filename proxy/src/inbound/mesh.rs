@@ -270,3 +270,6 @@ async fn reply(respond: SendResponse<Bytes>, answer: Response<InboundBody>) {
         tracing::debug!(%error, "an answer ended early");
     }
 }
+
+#[cfg(test)]
+mod tests;

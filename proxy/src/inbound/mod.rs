@@ -39,4 +39,4 @@ fn leaving(worker: &Rc<Worker>) -> impl Future<Output = ()> + use<> {
 }
 
 #[cfg(test)]
-mod tests;
+mod testing;

@@ -15,9 +15,12 @@ use bytes::Bytes;
 use heddle_api::OPAQUE_PORTS;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request};
 use hyper::{body::Incoming, service::service_fn, upgrade::OnUpgrade};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::SockRef;
-use tokio::{net::TcpStream, time::Instant};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout},
+};
 
 use super::{
     TCP_IDLE,
@@ -38,6 +41,10 @@ use crate::{
 
 /// A client that may not use the port in bytes may still be about to speak HTTP, and gets this long to begin.
 const FIRST_BYTE: Duration = Duration::from_secs(10);
+/// A client that has a connection and says nothing, or never ends a request's head, loses it after this long.
+const IDLE: Duration = Duration::from_secs(60 * 60);
+/// How long hyper may take to hand over a connection whose 101 is written.
+const HANDOVER: Duration = Duration::from_secs(10);
 /// The port of an authority without one.
 const HTTP_PORT: u16 = 80;
 
@@ -75,10 +82,10 @@ async fn redirected(door: &Rc<Door>, io: TcpStream, original: SocketAddr) -> io:
             return pass_bytes(door, Rewind::new(Bytes::new(), io), application).await;
         }
         // HTTP for certain: the bytes tell the version, and are waited for.
-        Ok(AppProtocol::Http | AppProtocol::Http1 | AppProtocol::Http2) => None,
-        Ok(AppProtocol::Detect) => Some(door.worker.settings.detect_timeout),
+        Ok(AppProtocol::Http | AppProtocol::Http1 | AppProtocol::Http2) => IDLE,
+        Ok(AppProtocol::Detect) => door.worker.settings.detect_timeout,
     };
-    match detect(io, silence).await? {
+    match detect(io, Some(silence)).await? {
         (Protocol::Silent, io) => silent(door, io.into_parts().1, application).await,
         (protocol, io) => detected(door, io, protocol, application).await,
     }
@@ -168,7 +175,7 @@ fn relayed(door: &Door, application: SocketAddr, started: Instant, bytes: Relaye
 
 /// Without redirect only HTTP can say which port it wants.
 async fn explicit(door: &Rc<Door>, io: TcpStream, ip: IpAddr) -> io::Result<()> {
-    match detect(io, None).await? {
+    match detect(io, Some(IDLE)).await? {
         (Protocol::Http1, io) => serve_http1(door, io, Target::Authority(ip)).await,
         (Protocol::Http2, io) => serve_http2(door, io, Target::Authority(ip)).await,
         (protocol, io) => {
@@ -203,7 +210,9 @@ async fn serve_http1(door: &Rc<Door>, io: Rewind<TcpStream>, target: Target) -> 
         let door = Rc::clone(&door_of_requests);
         async move { Ok::<_, Infallible>(answer(door, target, request).await) }
     });
-    let serving = settings::http1_server().serve_connection(TokioIo::new(io), service).with_upgrades();
+    let mut http1 = settings::http1_server();
+    http1.timer(TokioTimer::new()).header_read_timeout(IDLE);
+    let serving = http1.serve_connection(TokioIo::new(io), service).with_upgrades();
     let mut serving = std::pin::pin!(serving);
     let ended = tokio::select! {
         ended = serving.as_mut() => ended,
@@ -271,9 +280,6 @@ async fn answer(door: Rc<Door>, target: Target, mut request: Request<Incoming>) 
             InboundBody::own(answer.map(|()| Bytes::new()))
         }
         Err(refused) => {
-            if refused.reason == Reason::HeadersTooLarge {
-                door.worker.metrics.header_limit(Direction::Inbound);
-            }
             record.refused(refused.reason, true);
             InboundBody::own(refusal(refused.reason, &refused.sentence, grpc))
         }
@@ -341,17 +347,23 @@ async fn pass(
             answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
             let door = Rc::clone(door);
             tokio::task::spawn_local(async move {
-                match on_upgrade.await {
-                    Ok(client) => {
+                match timeout(HANDOVER, on_upgrade).await {
+                    Ok(Ok(client)) => {
                         let started = Instant::now();
                         let (client, server) = (TokioIo::new(client), TokioIo::new(server));
                         let bytes = relay(client, server, Bytes::new(), TCP_IDLE).await;
                         relayed(&door, application, started, bytes);
                     }
-                    Err(error) => tracing::debug!(%error, "the client left before its upgrade was confirmed"),
+                    Ok(Err(error)) => {
+                        tracing::debug!(%error, "the client left before its upgrade was confirmed")
+                    }
+                    Err(_) => tracing::debug!("an upgrade was not taken up"),
                 }
             });
             Ok(Passed::Switched(answer))
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

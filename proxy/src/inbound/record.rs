@@ -56,7 +56,11 @@ impl Record {
     pub(super) fn refused(&mut self, reason: Reason, answered: bool) {
         self.reason = Some(reason);
         self.status = answered.then(|| reason.status());
-        self.door.worker.metrics.refused(Direction::Inbound, reason);
+        let metrics = &self.door.worker.metrics;
+        metrics.refused(Direction::Inbound, reason);
+        if reason == Reason::HeadersTooLarge {
+            metrics.header_limit(Direction::Inbound);
+        }
     }
 }
 

@@ -1,0 +1,295 @@
+//! Raw bytes to 15006, and an application that the test plays.
+
+use heddle_api::v1::AccessAction;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+};
+
+use super::{
+    super::testing::{World, on_a_worker, port, rest, rule},
+    *,
+};
+use crate::config::inbound::{InboundPort, MtlsMode};
+
+const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: Reviews:9080\r\nConnection: close\r\n\r\n";
+
+fn strict(protocol: AppProtocol) -> InboundPort {
+    port(protocol, MtlsMode::Strict, &[])
+}
+
+fn permissive(protocol: AppProtocol) -> InboundPort {
+    port(protocol, MtlsMode::Permissive, &[])
+}
+
+fn refused(reason: &str) -> String {
+    format!("heddle_refused_total{{direction=\"inbound\",reason=\"{reason}\"}} 1")
+}
+
+#[tokio::test]
+async fn a_redirected_request_reaches_the_port_it_was_for() {
+    on_a_worker(async {
+        let world = World::new().await;
+        let mut application = world.application().await;
+        let mut client = world.plaintext(Some(application.address)).await;
+        client.write_all(GET).await.unwrap();
+        let (asked, _io) = application.answer(OK).await;
+        assert_eq!(asked, "GET / HTTP/1.1\r\nhost: Reviews:9080\r\n\r\n");
+        let answer = rest(&mut client).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\nok"), "{answer}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn without_redirect_the_authority_names_the_port() {
+    on_a_worker(async {
+        let world = World::new().await;
+        let mut application = world.application().await;
+        world.set_port(application.address.port(), permissive(AppProtocol::Http1));
+        let mut client = world.plaintext(None).await;
+        client.write_all(GET).await.unwrap();
+        application.answer(OK).await;
+        assert!(rest(&mut client).await.unwrap().ends_with("ok"));
+        for (host, status, reason) in [
+            ("ratings:9080", "421", "NotOnThisConnection"),
+            ("reviews", "421", "NotOnThisConnection"),
+            ("", "400", "NoDestination"),
+        ] {
+            let mut client = world.plaintext(None).await;
+            let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+            client.write_all(request.as_bytes()).await.unwrap();
+            let answer = rest(&mut client).await.unwrap();
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{host}: {answer}");
+            assert!(answer.contains(&format!("heddle-reason: {reason}\r\n")), "{host}: {answer}");
+        }
+        let mut client = world.plaintext(None).await;
+        client.write_all(b"\x16\x03\x01\0\0").await.unwrap();
+        assert!(rest(&mut client).await.is_err());
+        assert!(application.is_untouched());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_strict_port_tells_http_and_resets_the_rest() {
+    on_a_worker(async {
+        let world = World::new().await;
+        let mut application = world.application().await;
+        for protocol in [AppProtocol::Detect, AppProtocol::Http1] {
+            world.set(strict(protocol), false);
+            let mut client = world.plaintext(Some(application.address)).await;
+            client.write_all(GET).await.unwrap();
+            let answer = rest(&mut client).await.unwrap();
+            assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+            assert!(answer.contains("heddle-reason: PlaintextRefused\r\n"), "{answer}");
+        }
+        for (protocol, bytes) in [(AppProtocol::Opaque, GET), (AppProtocol::Detect, b"\0\0\0\x01".as_slice())]
+        {
+            world.set(strict(protocol), false);
+            let mut client = world.plaintext(Some(application.address)).await;
+            client.write_all(bytes).await.unwrap();
+            assert!(rest(&mut client).await.is_err(), "a reset");
+        }
+        assert!(application.is_untouched());
+        let line = "heddle_refused_total{direction=\"inbound\",reason=\"PlaintextRefused\"} 4";
+        assert!(world.counted(line));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_caller_without_identity_does_not_slip_past_a_deny() {
+    on_a_worker(async {
+        let world = World::new().await;
+        let mut application = world.application().await;
+        let deny = rule(AccessAction::Deny, Some("shop/web"), None);
+        world.set(port(AppProtocol::Detect, MtlsMode::Permissive, &[deny]), false);
+        let mut client = world.plaintext(Some(application.address)).await;
+        client.write_all(GET).await.unwrap();
+        let answer = rest(&mut client).await.unwrap();
+        assert!(answer.contains("heddle-reason: AccessDenied\r\n"), "{answer}");
+        // Nor does one that says nothing, or speaks no HTTP.
+        let mut client = world.plaintext(Some(application.address)).await;
+        client.write_all(b"\x16\x03\x01\0\0").await.unwrap();
+        assert!(rest(&mut client).await.is_err());
+        assert!(application.is_untouched());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn only_the_pods_own_addresses_and_not_the_sidecars_own_ports_are_reached() {
+    on_a_worker(async {
+        let world = World::new().await;
+        let elsewhere = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = world.plaintext(Some(elsewhere.local_addr().unwrap())).await;
+        assert!(client.read_u8().await.is_err());
+        assert!(world.counted(&refused("ForeignAddress")));
+        let mut client = world.plaintext(Some((world.ip, heddle_api::ports::ADMIN).into())).await;
+        assert!(client.read_u8().await.is_err());
+        assert!(world.counted(&refused("OwnPort")));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn before_the_control_plane_has_spoken_nothing_comes_in() {
+    on_a_worker(async {
+        let world = World::not_ready().await;
+        let mut application = world.application().await;
+        let mut client = world.plaintext(Some(application.address)).await;
+        assert!(client.read_u8().await.is_err());
+        assert!(world.counted(&refused("NotReady")));
+        assert!(application.is_untouched());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_server_that_speaks_first_is_heard() {
+    on_a_worker(async {
+        let world = World::new().await;
+        let mut application = world.application().await;
+        let mut client = world.plaintext(Some(application.address)).await;
+        let mut server = application.accept().await;
+        server.write_all(b"220 ready\r\n").await.unwrap();
+        let mut greeting = [0; 11];
+        client.read_exact(&mut greeting).await.unwrap();
+        client.write_all(b"QUIT").await.unwrap();
+        client.shutdown().await.unwrap();
+        assert_eq!(rest(&mut server).await.unwrap(), "QUIT");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_client_that_was_silent_may_still_speak_http() {
+    on_a_worker(async {
+        let world = World::new().await;
+        let mut application = world.application().await;
+        let mut client = world.plaintext(Some(application.address)).await;
+        // The client was taken to wait, so the application was dialled; nobody spoke on that connection.
+        let first = application.accept().await;
+        client.write_all(GET).await.unwrap();
+        let (asked, _io) = application.answer(OK).await;
+        assert!(asked.starts_with("GET / HTTP/1.1\r\n"));
+        drop(first);
+        assert!(rest(&mut client).await.unwrap().ends_with("ok"));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_the_port_declares_is_what_the_application_gets() {
+    on_a_worker(async {
+        let world = World::new().await;
+        let mut application = world.application().await;
+        world.set(permissive(AppProtocol::Http2), false);
+        let mut client = world.plaintext(Some(application.address)).await;
+        client.write_all(GET).await.unwrap();
+        let server = application.accept().await;
+        let mut connection = h2::server::handshake(server).await.unwrap();
+        let (request, mut respond) = connection.accept().await.unwrap().unwrap();
+        assert_eq!(request.uri(), "http://Reviews:9080/");
+        respond.send_response(Response::new(()), true).unwrap();
+        tokio::task::spawn_local(async move { while connection.accept().await.is_some() {} });
+        assert!(rest(&mut client).await.unwrap().starts_with("HTTP/1.1 200 OK\r\n"));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_upgrade_is_passed_through() {
+    on_a_worker(async {
+        let world = World::new().await;
+        let mut application = world.application().await;
+        let mut client = world.plaintext(Some(application.address)).await;
+        client
+            .write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+            .await
+            .unwrap();
+        let (_, mut server) = application
+            .answer("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+            .await;
+        let answer = super::super::testing::head(&mut client).await;
+        assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
+        assert!(answer.contains("upgrade: websocket\r\n"), "{answer}");
+        client.write_all(b"ping").await.unwrap();
+        let mut ping = [0; 4];
+        server.read_exact(&mut ping).await.unwrap();
+        drop(server);
+        assert_eq!(rest(&mut client).await.unwrap(), "");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_connect_leads_nowhere() {
+    on_a_worker(async {
+        let world = World::new().await;
+        let mut application = world.application().await;
+        let mut client = world.plaintext(Some(application.address)).await;
+        client.write_all(b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\nConnection: close\r\n\r\n").await.unwrap();
+        assert!(rest(&mut client).await.unwrap().starts_with("HTTP/1.1 421 "));
+        assert!(application.is_untouched());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_pod_that_is_terminating_closes_after_the_answer() {
+    on_a_worker(async {
+        let world = World::new().await;
+        let mut application = world.application().await;
+        let mut client = world.plaintext(Some(application.address)).await;
+        client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        let mut server = application.accept().await;
+        world.set(InboundPort::default(), true);
+        server.write_all(OK.as_bytes()).await.unwrap();
+        let answer = rest(&mut client).await.unwrap();
+        assert!(answer.contains("connection: close\r\n"), "{answer}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn trailers_reach_a_client_that_asked_for_them() {
+    on_a_worker(async {
+        let world = World::new().await;
+        let mut application = world.application().await;
+        let mut client = world.plaintext(Some(application.address)).await;
+        client
+            .write_all(b"GET / HTTP/1.1\r\nHost: a\r\nTE: trailers\r\nConnection: TE, close\r\n\r\n")
+            .await
+            .unwrap();
+        let (asked, _io) = application
+            .answer(
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: x-sum\r\n\r\n2\r\nok\r\n0\r\nx-sum: 7\r\n\r\n",
+            )
+            .await;
+        assert!(asked.contains("te: trailers\r\n"), "{asked}");
+        let answer = rest(&mut client).await.unwrap();
+        assert!(answer.contains("trailer: x-sum\r\n"), "{answer}");
+        assert!(answer.ends_with("2\r\nok\r\n0\r\nx-sum: 7\r\n\r\n"), "{answer}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_http_1_0_client_gets_the_body_to_the_end_of_the_connection() {
+    on_a_worker(async {
+        let world = World::new().await;
+        let mut application = world.application().await;
+        let mut client = world.plaintext(Some(application.address)).await;
+        client.write_all(b"GET / HTTP/1.0\r\n\r\n").await.unwrap();
+        let (asked, _io) = application
+            .answer("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n")
+            .await;
+        assert_eq!(asked, "GET / HTTP/1.1\r\nhost: \r\n\r\n");
+        let answer = rest(&mut client).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.0 200 OK\r\n") && answer.ends_with("\r\n\r\nok"), "{answer}");
+    })
+    .await;
+}
