@@ -9,6 +9,10 @@ pub const CONTROL_PLANE_DNS_NAME: &str = "control-plane.heddle.internal";
 /// Audience of service-account tokens and join tokens.
 pub const TOKEN_AUDIENCE: &str = "heddle.dev";
 
+/// The attribute of a workload leaf's subject that names its pod, as [`PodName`] prints it: `UID` (userId, RFC 4519
+/// section 2.39). Not the common name, which RFC 5280 (appendix A.1) ends at 64 characters; a pod's name may have 253.
+pub const POD_ATTRIBUTE: [u64; 7] = [0, 9, 2342, 19_200_300, 100, 1, 1];
+
 /// A workload's SPIFFE ID. Cheap to clone; compares by the whole URI.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SpiffeId {

@@ -1,1 +1,20 @@
-//! Placeholder.
+//! Heddle's control plane: reads objects, compiles them to mesh config, and tells each sidecar what concerns it.
+//!
+//! In the order in which a change travels: `source` reads objects, `compile` derives config from them, [`hub`] keeps
+//! what is subscribed to and who subscribes, [`discovery`] speaks to one sidecar. Beside that stand who may speak:
+//! [`ca`], [`token`], [`identity`] and [`tls`]; and the operator's side: [`admin`] and [`cli`].
+
+pub mod admin;
+pub mod ca;
+pub mod cli;
+pub mod compile;
+pub mod diagnostics;
+pub mod discovery;
+pub mod hub;
+pub mod identity;
+pub mod metrics;
+pub mod object;
+pub mod run;
+pub mod source;
+pub mod tls;
+pub mod token;

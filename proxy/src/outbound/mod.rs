@@ -1,1 +1,133 @@
-//! Not written yet.
+//! From the pod's application into the mesh: who connects, where to, in what protocol.
+//!
+//! [`http`] serves requests, [`exchange`] takes one through the mesh, [`tcp`] carries bytes that are not looked into,
+//! [`tunnel`] CONNECT and upgrades, [`passthrough`] whatever is not of the mesh.
+
+mod answer;
+mod attempt;
+mod body;
+mod exchange;
+mod http;
+mod mirror;
+mod passthrough;
+mod record;
+pub mod resolve;
+mod send;
+mod series;
+mod target;
+mod tcp;
+mod tunnel;
+
+pub use mirror::InFlight as Mirrors;
+pub use series::SeriesCache;
+
+use std::{net::SocketAddr, rc::Rc, sync::Arc};
+
+use tokio::net::TcpStream;
+
+use self::http::Target;
+use crate::{
+    capture,
+    carrier::copy::Socket,
+    config::{AppProtocol, Destination},
+    detect::{Protocol, Rewind, detect},
+    metrics::Direction,
+    reason::Reason,
+    store::{Lookup, Slot},
+    worker::Worker,
+};
+
+/// Serves one connection to 15001.
+pub async fn serve(worker: Rc<Worker>, io: TcpStream, peer: SocketAddr) {
+    if !capture::source_is_this_pod(peer.ip(), &worker.settings) {
+        worker.metrics.refused(Direction::Outbound, Reason::ForeignSource);
+        tracing::warn!(%peer, "refused on the outbound port: the source is not this pod");
+        io.abort();
+        return;
+    }
+    let _open = worker.metrics.connection(Direction::Outbound, false);
+    match capture::original_destination(&io) {
+        Some(original) if worker.settings.is_own_port(original) => {
+            refuse(&worker, io, Reason::OwnPort, &original.to_string());
+        }
+        Some(original) => to_name(worker, io, &original.to_string()).await,
+        None => explicit(worker, io).await,
+    }
+}
+
+/// Serves one connection to a `--forward` listener, whose destination is a Service port.
+pub async fn serve_forward(worker: Rc<Worker>, io: TcpStream, peer: SocketAddr, name: &str) {
+    if !capture::source_is_this_pod(peer.ip(), &worker.settings) {
+        worker.metrics.refused(Direction::Outbound, Reason::ForeignSource);
+        io.abort();
+        return;
+    }
+    let _open = worker.metrics.connection(Direction::Outbound, false);
+    to_name(worker, io, name).await;
+}
+
+/// Explicit mode: only HTTP can say where it wants to go.
+async fn explicit(worker: Rc<Worker>, io: TcpStream) {
+    match detect(io, None).await {
+        Ok((Protocol::Http1, io)) => http::serve_http1(worker, io, Target::Authority).await,
+        Ok((Protocol::Http2, io)) => http::serve_http2(worker, io, Target::Authority).await,
+        Ok((protocol, io)) => {
+            let what = format!("{protocol:?} bytes in explicit mode name no destination");
+            refuse(&worker, io.into_parts().1, Reason::NoDestination, &what);
+        }
+        Err(error) => tracing::debug!(%error, "a connection ended before it said anything"),
+    }
+}
+
+/// A connection whose destination is known: captured, forwarded or CONNECTed to.
+async fn to_name<T: Socket + Send + 'static>(worker: Rc<Worker>, io: T, name: &str) {
+    match http::lookup(&worker, name).await {
+        Ok(slot) => to_slot(worker, io, slot).await,
+        Err(refused) => refuse(&worker, io, refused.reason, &refused.sentence),
+    }
+}
+
+/// Serves a connection as the destination's port wants it.
+async fn to_slot<T: Socket + Send + 'static>(worker: Rc<Worker>, io: T, slot: Arc<Slot>) {
+    let Lookup::Mesh(destination) = slot.load() else {
+        return passthrough::bytes(&worker, io, slot.name()).await;
+    };
+    let protocol = match destination.protocol {
+        AppProtocol::Opaque => {
+            return tcp::serve(&worker, Rewind::new(bytes::Bytes::new(), io), &destination).await;
+        }
+        // Declared: the bytes only tell the version, and are waited for.
+        AppProtocol::Http | AppProtocol::Http1 | AppProtocol::Http2 => None,
+        AppProtocol::Detect => Some(worker.settings.detect_timeout),
+    };
+    match detect(io, protocol).await {
+        Ok((found, io)) => as_detected(worker, io, found, slot, &destination).await,
+        Err(error) => tracing::debug!(%error, "a connection ended before it said anything"),
+    }
+}
+
+async fn as_detected<T: Socket + Send + 'static>(
+    worker: Rc<Worker>,
+    io: Rewind<T>,
+    found: Protocol,
+    slot: Arc<Slot>,
+    destination: &Arc<Destination>,
+) {
+    match found {
+        Protocol::Http1 => http::serve_http1(worker, io, Target::Fixed(slot)).await,
+        Protocol::Http2 => http::serve_http2(worker, io, Target::Fixed(slot)).await,
+        // hyper answers what is no HTTP as the RFCs ask.
+        Protocol::Opaque | Protocol::Tls if destination.protocol != AppProtocol::Detect => {
+            http::serve_http1(worker, io, Target::Fixed(slot)).await;
+        }
+        Protocol::Opaque | Protocol::Tls => tcp::serve(&worker, io, destination).await,
+        Protocol::Silent => tcp::serve_silent(worker, io, slot, destination).await,
+    }
+}
+
+/// Ends a connection that carries no HTTP: the peer sees a reset, people see the reason.
+fn refuse<T: Socket>(worker: &Worker, io: T, reason: Reason, what: &str) {
+    worker.metrics.refused(Direction::Outbound, reason);
+    tracing::info!(%reason, "connection refused: {what}");
+    io.abort();
+}

@@ -1,0 +1,72 @@
+//! AccessPolicy: who may call. Deny beats allow; an allow policy denies the rest.
+
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Cidr, PathPattern, ServiceAccount, TargetRef};
+
+/// Who may call a Service, or whatever is in this namespace.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(group = "heddle.dev", version = "v1alpha1", kind = "AccessPolicy", namespaced, derive = "PartialEq")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AccessPolicySpec {
+    /// Services of this namespace, or the namespace itself.
+    pub target_refs: Vec<TargetRef>,
+    /// What happens to a request that a rule matches.
+    pub action: AccessAction,
+    /// Any of them. Without rules nothing matches, so an Allow without rules denies all.
+    #[serde(default)]
+    pub rules: Vec<AccessRule>,
+}
+
+/// What happens to a request that matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum AccessAction {
+    /// It may pass, and what no Allow matches may not.
+    Allow,
+    /// It may not pass, whatever else allows it.
+    Deny,
+}
+
+/// Who, and what.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AccessRule {
+    /// Any of them; anyone when absent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub from: Vec<AccessSource>,
+    /// Any of them; anything when absent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub to: Vec<AccessOperation>,
+}
+
+/// A caller: all fields that are given must match, within one field any value.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AccessSource {
+    /// "namespace/name".
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub service_accounts: Vec<ServiceAccount>,
+    /// Namespaces of callers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub namespaces: Vec<String>,
+    /// Ranges of peer addresses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cidrs: Vec<Cidr>,
+    /// Everyone, with or without identity.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub anyone: bool,
+}
+
+/// A request: all fields that are given must match, within one field any value.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AccessOperation {
+    /// Methods, in capitals.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub methods: Vec<String>,
+    /// Paths, exact or a prefix with one `*` at the end.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub paths: Vec<PathPattern>,
+}

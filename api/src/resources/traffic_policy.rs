@@ -1,0 +1,146 @@
+//! TrafficPolicy: how the clients of a Service reach it.
+
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Amount, Attempts, Duration, Percent, TargetRef};
+
+/// How the clients of a Service reach it. What is absent keeps its default.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(group = "heddle.dev", version = "v1alpha1", kind = "TrafficPolicy", namespaced, derive = "PartialEq")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TrafficPolicySpec {
+    /// Services of this namespace.
+    pub target_refs: Vec<TargetRef>,
+    /// How an endpoint is picked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load_balancing: Option<LoadBalancing>,
+    /// When an endpoint is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outlier_ejection: Option<OutlierEjection>,
+    /// What is tried again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retries: Option<Retries>,
+    /// How long things may take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeouts: Option<Timeouts>,
+}
+
+/// How an endpoint is picked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LoadBalancing {
+    /// PeakEwma when absent.
+    #[serde(default)]
+    pub algorithm: Algorithm,
+}
+
+/// The algorithms.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Algorithm {
+    /// The better of two random endpoints by recent latency times load.
+    #[default]
+    PeakEwma,
+    /// The better of two random endpoints by requests in flight.
+    LeastRequest,
+    /// Each in turn.
+    RoundRobin,
+    /// Any.
+    Random,
+}
+
+/// When an endpoint is left out of balancing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct OutlierEjection {
+    /// Failures in a row: 5xx, resets, failed connects, timeouts. 5 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consecutive_failures: Option<Amount>,
+    /// How often an endpoint that behaves forgets one of its past ejections. 10s when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interval: Option<Duration>,
+    /// Length of the first ejection; the n-th in a row lasts n times as long. 30s when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_ejection: Option<Duration>,
+    /// At most this share of the endpoints is out at once. 50 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_ejected_percent: Option<Percent>,
+}
+
+/// What is tried again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Retries {
+    /// Tries after the first; 0: none. 2 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempts: Option<Attempts>,
+    /// When; whoever names conditions has them hold for every method. When absent: connect failures for every
+    /// method, and 502, 503, 504 for GET, HEAD, OPTIONS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on: Option<Vec<RetryCondition>>,
+    /// The time each try may take. None when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per_try_timeout: Option<Duration>,
+    /// The pauses between tries.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backoff: Option<Backoff>,
+    /// How much retries may add.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<Budget>,
+}
+
+/// When a request is tried again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum RetryCondition {
+    /// The connection could not be made.
+    ConnectFailure,
+    /// The stream or connection was reset before a response.
+    Reset,
+    /// 500 to 599.
+    #[serde(rename = "5xx")]
+    ServerError,
+    /// 502, 503, 504.
+    GatewayError,
+    /// 429.
+    TooManyRequests,
+}
+
+/// The pauses between tries, doubled each time up to the maximum, with full jitter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Backoff {
+    /// The first. 25ms when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<Duration>,
+    /// The longest. 250ms when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max: Option<Duration>,
+}
+
+/// How much retries may add to the requests: the larger of the two.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Budget {
+    /// Share of the requests. 20 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub percent: Option<Percent>,
+    /// Retries a second that are allowed in any case. 10 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_per_second: Option<Attempts>,
+}
+
+/// How long things may take.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Timeouts {
+    /// The whole exchange, retries included. None when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<Duration>,
+    /// The making of a connection, handshakes included. 1s when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connect: Option<Duration>,
+    /// A TCP connection without a byte either way. 1h when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle: Option<Duration>,
+}

@@ -1,0 +1,211 @@
+//! The command line: `run`, `token`, `crds`. Every flag has an environment variable of its name with the prefix
+//! `HEDDLE_`.
+
+use std::{
+    io::Write as _,
+    net::SocketAddr,
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::Context as _;
+use clap::{Args, Parser, Subcommand};
+use heddle_api::identity::SpiffeId;
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    ca::{self, files},
+    run,
+    token::{self, TokenAuthority},
+};
+
+/// Heddle's control plane.
+#[derive(Debug, Parser)]
+#[command(name = "heddle-control-plane", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serves sidecars.
+    Run(RunArgs),
+    /// Prints a join token.
+    Token(TokenArgs),
+    /// Prints the custom resource definitions as YAML.
+    Crds,
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// Directory of manifests (*.yaml); its changes are followed.
+    #[arg(long, env = "HEDDLE_MANIFESTS", value_name = "DIR")]
+    manifests: PathBuf,
+    /// Where the certificate authority and the token key live. DIR/ca.pem is what sidecars trust.
+    #[arg(long, env = "HEDDLE_STATE_DIR", value_name = "DIR")]
+    state_dir: PathBuf,
+    /// Where sidecars connect.
+    #[arg(long, env = "HEDDLE_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:15010")]
+    listen: SocketAddr,
+    /// Where /ready, /metrics, /diagnostics and /streams are.
+    #[arg(long, env = "HEDDLE_ADMIN_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:15014")]
+    admin_listen: SocketAddr,
+    /// How long a workload's certificate is good: 3s to 24h.
+    #[arg(long, env = "HEDDLE_CERTIFICATE_LIFETIME", value_name = "TIME", default_value = "24h", value_parser = lifetime)]
+    certificate_lifetime: Duration,
+    /// The trust domain of all identities.
+    #[arg(long, env = "HEDDLE_TRUST_DOMAIN", value_name = "DOMAIN", default_value = "cluster.local", value_parser = trust_domain)]
+    trust_domain: String,
+    /// What is logged: error, warn, info, debug, trace, or a list of target=level.
+    #[arg(long, env = "HEDDLE_LOG", value_name = "FILTER", default_value = "info", value_parser = log_filter)]
+    log: String,
+}
+
+#[derive(Debug, Args)]
+struct TokenArgs {
+    /// The control plane's state directory.
+    #[arg(long, env = "HEDDLE_STATE_DIR", value_name = "DIR")]
+    state_dir: PathBuf,
+    /// The pod's namespace.
+    #[arg(long, env = "HEDDLE_NAMESPACE", value_name = "NS")]
+    namespace: String,
+    /// The pod's serviceAccountName.
+    #[arg(long, env = "HEDDLE_SERVICE_ACCOUNT", value_name = "SA")]
+    service_account: String,
+    /// How long the token is good: 1s to 366d.
+    #[arg(long, env = "HEDDLE_TTL", value_name = "TIME", default_value = "24h", value_parser = ttl)]
+    ttl: Duration,
+}
+
+/// The program. Ends with 0, with 1 and a reason when something failed, or with 2 for a wrong command line.
+#[must_use]
+pub fn main() -> ExitCode {
+    match Cli::parse().command.perform() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Where stderr is closed there is nobody to tell.
+            let _written = writeln!(std::io::stderr(), "heddle-control-plane: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl Command {
+    fn perform(self) -> anyhow::Result<()> {
+        match self {
+            Self::Run(args) => args.perform(),
+            Self::Token(args) => args.perform(),
+            Self::Crds => print(&crds()?),
+        }
+    }
+}
+
+impl RunArgs {
+    fn perform(self) -> anyhow::Result<()> {
+        tracing_subscriber::fmt()
+            .with_env_filter(EnvFilter::new(&self.log))
+            .with_writer(std::io::stderr)
+            .init();
+        let options = run::Options {
+            manifests: self.manifests,
+            state_dir: self.state_dir,
+            listen: self.listen,
+            admin_listen: self.admin_listen,
+            certificate_lifetime: self.certificate_lifetime,
+            trust_domain: self.trust_domain,
+        };
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting threads")?;
+        runtime.block_on(async {
+            let running = run::start(options).await?;
+            running.until_signalled().await
+        })
+    }
+}
+
+impl TokenArgs {
+    fn perform(self) -> anyhow::Result<()> {
+        files::state_dir(&self.state_dir)?;
+        let tokens = TokenAuthority::open(&self.state_dir)?;
+        let token = tokens.mint(&self.namespace, &self.service_account, self.ttl, SystemTime::now())?;
+        print(&token)
+    }
+}
+
+fn crds() -> anyhow::Result<String> {
+    Ok(String::new())
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    writeln!(std::io::stdout(), "{}", text.trim_end()).context("writing to stdout")
+}
+
+fn lifetime(text: &str) -> Result<Duration, String> {
+    between(text, ca::MIN_LIFETIME, ca::MAX_LIFETIME)
+}
+
+fn ttl(text: &str) -> Result<Duration, String> {
+    between(text, Duration::from_secs(1), token::MAX_TTL)
+}
+
+fn between(text: &str, least: Duration, most: Duration) -> Result<Duration, String> {
+    let time =
+        humantime::parse_duration(text).map_err(|error| format!("{error}; write it as 90s, 15m or 24h"))?;
+    if !(least..=most).contains(&time) {
+        let [least, most] = [least, most].map(humantime::format_duration);
+        return Err(format!("must be {least} to {most}"));
+    }
+    Ok(time)
+}
+
+fn trust_domain(text: &str) -> Result<String, String> {
+    SpiffeId::new(text, "x", "x")
+        .map_err(|_| "a trust domain has lower-case letters, digits, '-' and '.'".to_owned())?;
+    Ok(text.to_owned())
+}
+
+fn log_filter(text: &str) -> Result<String, String> {
+    EnvFilter::try_new(text).map_err(|error| error.to_string())?;
+    Ok(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_has_its_environment_variable() {
+        for command in Cli::command().get_subcommands() {
+            for flag in command.get_arguments().filter_map(|a| a.get_long().map(|long| (a, long))) {
+                let (argument, long) = flag;
+                if matches!(long, "help" | "version") {
+                    continue;
+                }
+                let expected = format!("HEDDLE_{}", long.replace('-', "_").to_uppercase());
+                assert_eq!(
+                    argument.get_env().and_then(|name| name.to_str()),
+                    Some(expected.as_str()),
+                    "--{long}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_lifetime_out_of_bounds_is_refused_with_the_bounds() {
+        assert_eq!(lifetime("10s"), Ok(Duration::from_secs(10)));
+        for text in ["25h", "1s", "10", "soon"] {
+            assert!(lifetime(text).is_err(), "{text}");
+        }
+        assert!(lifetime("25h").unwrap_err().contains("3s to 1day"));
+    }
+}

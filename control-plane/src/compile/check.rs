@@ -1,0 +1,182 @@
+//! What is wrong with objects in the light of the others: targets that do not exist, rivals for one place.
+//!
+//! Looked for again only where a change may have mended or made it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use heddle_api::v1::AppProtocol;
+
+use super::{
+    Mesh,
+    apply::{policy_name, services_of},
+    protocol::declared,
+    route::{backend_refs, holds_at, no_port, parent_is, parent_name, parents, seniority},
+};
+use crate::{
+    diagnostics::FieldError,
+    object::{Kind, Name, ObjectRef, route::Route},
+};
+
+impl Mesh {
+    /// Replaces what is known of these objects' problems.
+    pub(super) fn look_for_problems(&mut self, suspects: BTreeSet<ObjectRef>) {
+        for object in suspects {
+            let errors = match self.unusable.get(&object) {
+                Some(errors) => errors.clone(),
+                None => self.problems_of(&object),
+            };
+            let place = self.places.get(&object);
+            let found: Vec<_> = errors.into_iter().map(|error| error.of(&object, place)).collect();
+            if found.is_empty() {
+                self.problems.remove(&object);
+            } else {
+                self.problems.insert(object, found);
+            }
+        }
+    }
+
+    fn problems_of(&self, object: &ObjectRef) -> Vec<FieldError> {
+        let name = Name::new(&object.namespace, &object.name);
+        match object.kind {
+            Kind::HttpRoute | Kind::GrpcRoute | Kind::TcpRoute => {
+                self.routes.get(object).map(|route| self.route_problems(route)).unwrap_or_default()
+            }
+            Kind::TrafficPolicy => self.traffic_policy_problems(&name),
+            Kind::AccessPolicy => self
+                .access
+                .get(&name)
+                .map(|policy| self.missing_targets(&services_of(&policy.spec.target_refs, &name.namespace)))
+                .unwrap_or_default(),
+            Kind::MeshPolicy => self.mesh_policy_problems(&name),
+            Kind::Namespace | Kind::Pod | Kind::Service | Kind::EndpointSlice => Vec::new(),
+        }
+    }
+
+    fn missing_targets(&self, targets: &BTreeSet<Name>) -> Vec<FieldError> {
+        let missing = targets.iter().filter(|target| !self.services.contains_key(target));
+        let error = |target: &Name| {
+            FieldError::error(
+                "spec.targetRefs",
+                format!("Service {target} does not exist: nothing follows from it"),
+            )
+        };
+        missing.map(error).collect()
+    }
+
+    fn traffic_policy_problems(&self, name: &Name) -> Vec<FieldError> {
+        let Some(policy) = self.traffic.get(name) else { return Vec::new() };
+        let targets = services_of(&policy.spec.target_refs, &name.namespace);
+        let mut errors = self.missing_targets(&targets);
+        for target in &targets {
+            let first = self.traffic_of.get(target).and_then(|rivals| rivals.values().next());
+            if let Some(first) = first.map(|first| policy_name(first)).filter(|first| first != name) {
+                errors.push(FieldError::error(
+                    "spec.targetRefs",
+                    format!("Service {target} has TrafficPolicy {first}, which goes first; this one ({name}) has no effect on it"),
+                ));
+            }
+        }
+        errors
+    }
+
+    fn mesh_policy_problems(&self, name: &Name) -> Vec<FieldError> {
+        let first = self.mesh_policies.get(&name.namespace).and_then(|rivals| rivals.keys().next());
+        match first.filter(|first| first.name != *name) {
+            Some(first) => vec![FieldError::error(
+                "metadata.name",
+                format!(
+                    "namespace {} has MeshPolicy {}, which goes first; this one ({name}) has no effect",
+                    name.namespace, first.name
+                ),
+            )],
+            None => Vec::new(),
+        }
+    }
+
+    fn route_problems(&self, route: &Route) -> Vec<FieldError> {
+        let mut errors = route.warnings.clone();
+        for (i, parent) in route.spec.parent_refs.iter().enumerate() {
+            let field = |name: &str| format!("spec.parentRefs[{i}].{name}");
+            if !parent.is_service() {
+                if parent.kind.as_deref() == Some("Service") {
+                    errors.push(FieldError::error(
+                        field("group"),
+                        "must be \"\" for a Service; the route has no effect here",
+                    ));
+                }
+                continue;
+            }
+            let name = parent_name(route, parent);
+            let Some(service) = self.services.get(&name) else {
+                errors.push(FieldError::error(
+                    field("name"),
+                    format!("Service {name} does not exist: the route has no effect here"),
+                ));
+                continue;
+            };
+            let ports: Vec<_> = service.ports.iter().filter(|port| parent_is(parent, port)).collect();
+            if ports.is_empty() {
+                let (part, asked) = match (&parent.port, &parent.section_name) {
+                    (Some(port), _) => ("port", port.to_string()),
+                    (None, Some(section)) => ("sectionName", section.clone()),
+                    (None, None) => ("name", "at all".to_owned()),
+                };
+                errors.push(FieldError::error(field(part), no_port(&name, service, asked)));
+            }
+            for port in ports {
+                let (opaque, tcp) =
+                    (declared(port) == Some(AppProtocol::Opaque), route.object.kind == Kind::TcpRoute);
+                if opaque && !tcp {
+                    errors.push(FieldError::error(
+                        field("name"),
+                        format!("port {} of Service {name} declares that it is not HTTP: the route has no effect on it", port.number),
+                    ));
+                } else if tcp && !opaque && declared(port).is_some() {
+                    errors.push(FieldError::warning(
+                        field("name"),
+                        format!("port {} of Service {name} declares HTTP: the route has an effect on other connections only", port.number),
+                    ));
+                }
+            }
+        }
+        for (field, backend) in backend_refs(route) {
+            if let Err(message) = self.resolve(route, backend) {
+                errors.push(FieldError::error(field, message));
+            }
+        }
+        if route.object.kind == Kind::TcpRoute {
+            errors.extend(self.tcp_rivals(route));
+        }
+        errors
+    }
+
+    /// At one port a single TCPRoute holds.
+    fn tcp_rivals(&self, route: &Route) -> Vec<FieldError> {
+        let mut lost = BTreeMap::new();
+        for service in parents(route) {
+            for port in self.services.get(&service).into_iter().flat_map(|service| &service.ports) {
+                let others = self.routes_of.get(&service).into_iter().flatten();
+                let first = others
+                    .filter(|other| other.kind == Kind::TcpRoute && other.namespace == route.object.namespace)
+                    .filter_map(|other| self.routes.get(other))
+                    .filter(|other| holds_at(other, &service, port))
+                    .min_by_key(|other| seniority(other));
+                if let Some(first) =
+                    first.filter(|first| holds_at(route, &service, port) && first.object != route.object)
+                {
+                    lost.insert((service.clone(), port.number), first.name());
+                }
+            }
+        }
+        let error = |((service, port), first): ((Name, u16), String)| {
+            let own = route.name();
+            FieldError::error(
+                "spec.parentRefs",
+                format!(
+                    "port {port} of Service {service} has TCPRoute {first}, which goes first; this one ({own}) has no effect on it"
+                ),
+            )
+        };
+        lost.into_iter().map(error).collect()
+    }
+}

@@ -1,0 +1,185 @@
+//! A backend's endpoints: from EndpointSlices, or from the pods that the Service selects where it has none.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use heddle_api::v1;
+
+use super::{
+    Compiled, Dep, Deps, Mesh,
+    facts::{Family, PodEntry, ServiceEntry, ServicePort},
+    name::BackendKey,
+    policy::Defaults,
+};
+use crate::object::Name;
+
+/// Where endpoints are sorted and told apart.
+pub(super) type ByAddress = BTreeMap<(IpAddr, u16), v1::Endpoint>;
+
+impl Mesh {
+    /// The endpoints of a backend, by its key: `namespace/service:port`, or `…@IP` for one of them.
+    #[must_use]
+    pub fn endpoints(&self, backend_key: &str) -> Compiled<v1::Endpoints> {
+        let mut deps = Deps::default();
+        let Some(key) = BackendKey::parse(backend_key) else { return deps.compiled(None) };
+        let endpoints = match &key {
+            BackendKey::Service(name, number, ip) => {
+                deps.add(Dep::service(name));
+                deps.add(Dep::endpoints(name));
+                deps.add_policies(&name.namespace);
+                self.service_port(name, *number).map(|(service, port)| {
+                    let mut endpoints = self.endpoints_of(name, service, port);
+                    if let Some(ip) = ip {
+                        endpoints.retain(|(address, _), _| address == ip);
+                        // Who asks for one pod means it, ready or not.
+                        if endpoints.is_empty() {
+                            endpoints.extend(self.selected_pod(name, port, *ip));
+                        }
+                    }
+                    endpoints
+                })
+            }
+            BackendKey::Pod(name, number, ip) => {
+                deps.add(Dep::pod(name));
+                deps.add_policies(&name.namespace);
+                self.pods.get(name).filter(|pod| pod.ips.contains(ip)).map(|pod| {
+                    let defaults = self.defaults(&name.namespace);
+                    let mut endpoints = ByAddress::new();
+                    if let Some(state) = pod_state(pod, true) {
+                        let endpoint = self.endpoint(*ip, *number, Some((name, pod)), &defaults, state);
+                        endpoints.insert((*ip, *number), endpoint);
+                    }
+                    endpoints
+                })
+            }
+        };
+        deps.compiled(endpoints.map(|map| v1::Endpoints { endpoints: map.into_values().collect() }))
+    }
+
+    /// A Service in the mesh and one of its ports.
+    pub(super) fn service_port(&self, name: &Name, number: u16) -> Option<(&ServiceEntry, &ServicePort)> {
+        let service = self.services.get(name).filter(|service| !service.external)?;
+        Some((service, service.port(number)?))
+    }
+
+    fn selected_pod(
+        &self,
+        service: &Name,
+        port: &ServicePort,
+        ip: IpAddr,
+    ) -> Option<((IpAddr, u16), v1::Endpoint)> {
+        let pods = self.selection.pods(service).filter_map(|name| Some((name, self.pods.get(name)?)));
+        let (name, pod) = pods.into_iter().find(|(_, pod)| pod.ips.contains(&ip))?;
+        let state = pod_state(pod, true)?;
+        let number = pod.target(port)?;
+        let defaults = self.defaults(&service.namespace);
+        Some(((ip, number), self.endpoint(ip, number, Some((name, pod)), &defaults, state)))
+    }
+
+    /// Where a Service's port leads.
+    pub(super) fn endpoints_of(&self, name: &Name, service: &ServiceEntry, port: &ServicePort) -> ByAddress {
+        let defaults = self.defaults(&name.namespace);
+        let mut endpoints = match self.slices_of.get(name) {
+            Some(slices) => self.from_slices(slices.iter(), service, port, &defaults),
+            None => self.from_pods(name, service, port, &defaults),
+        };
+        if let Some(family) = service.family
+            && endpoints.keys().any(|(ip, _)| Family::of(*ip) == family)
+        {
+            // Both families of one pod are one endpoint, not two.
+            endpoints.retain(|(ip, _), _| Family::of(*ip) == family);
+        }
+        endpoints
+    }
+
+    fn from_slices<'a>(
+        &self,
+        slices: impl Iterator<Item = &'a Name>,
+        service: &ServiceEntry,
+        port: &ServicePort,
+        defaults: &Defaults,
+    ) -> ByAddress {
+        let mut endpoints = ByAddress::new();
+        for slice in slices.filter_map(|name| self.slices.get(name)) {
+            let Some(number) = slice.ports.get(&port.name).copied() else { continue };
+            for endpoint in &slice.endpoints {
+                let state = match endpoint {
+                    e if e.terminating && e.serving => v1::EndpointState::Draining,
+                    e if e.terminating => continue,
+                    e if e.ready || service.publish_not_ready => v1::EndpointState::Serving,
+                    _ => continue,
+                };
+                let pods =
+                    self.addresses.get(&endpoint.address).into_iter().flat_map(|holders| &holders.pods);
+                let pod =
+                    pods.filter_map(|name| Some((name, self.pods.get(name)?))).find(|(_, pod)| !pod.finished);
+                let mut made = self.endpoint(endpoint.address, number, pod, defaults, state);
+                if !endpoint.zone.is_empty() {
+                    made.zone.clone_from(&endpoint.zone);
+                }
+                // An address may be in two slices while it moves from one to the other; serving wins.
+                let known = endpoints.entry((endpoint.address, number)).or_insert_with(|| made.clone());
+                if known.state() == v1::EndpointState::Draining {
+                    *known = made;
+                }
+            }
+        }
+        endpoints
+    }
+
+    fn from_pods(
+        &self,
+        name: &Name,
+        service: &ServiceEntry,
+        port: &ServicePort,
+        defaults: &Defaults,
+    ) -> ByAddress {
+        let mut endpoints = ByAddress::new();
+        for pod_name in self.selection.pods(name) {
+            let Some(pod) = self.pods.get(pod_name) else { continue };
+            let Some(state) = pod_state(pod, service.publish_not_ready) else { continue };
+            let Some(number) = pod.target(port) else { continue };
+            let own_family = |ip: &&IpAddr| service.family.is_none_or(|family| Family::of(**ip) == family);
+            let Some(ip) = pod.ips.iter().find(own_family).or(pod.ips.first()) else { continue };
+            let endpoint = self.endpoint(*ip, number, Some((pod_name, pod)), defaults, state);
+            endpoints.insert((*ip, number), endpoint);
+        }
+        endpoints
+    }
+
+    /// `defaults`: of the Service's namespace, which is the pod's as well.
+    fn endpoint(
+        &self,
+        ip: IpAddr,
+        port: u16,
+        pod: Option<(&Name, &PodEntry)>,
+        defaults: &Defaults,
+        state: v1::EndpointState,
+    ) -> v1::Endpoint {
+        let mode = defaults.mtls(port);
+        let meshed = pod.filter(|(_, pod)| pod.meshed);
+        // Whatever an EndpointSlice says, only an annotated pod at this address has an identity.
+        let identity = meshed
+            .filter(|_| mode != v1::MtlsMode::Disabled)
+            .and_then(|(name, pod)| self.identity(name, pod))
+            .map(|id| id.to_string())
+            .unwrap_or_default();
+        v1::Endpoint {
+            address: ip.to_string(),
+            port: u32::from(port),
+            must_be_meshed: mode == v1::MtlsMode::Strict && identity.is_empty(),
+            identity,
+            zone: pod.map(|(_, pod)| pod.zone.clone()).unwrap_or_default(),
+            weight: 1,
+            state: state.into(),
+            pod: pod.map(|(name, _)| name.to_string()).unwrap_or_default(),
+        }
+    }
+}
+
+/// Whether a pod serves: `None` when it gets nothing at all.
+fn pod_state(pod: &PodEntry, not_ready_too: bool) -> Option<v1::EndpointState> {
+    if pod.finished || !(pod.ready || not_ready_too && !pod.terminating) {
+        return None;
+    }
+    Some(if pod.terminating { v1::EndpointState::Draining } else { v1::EndpointState::Serving })
+}

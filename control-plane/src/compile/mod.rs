@@ -1,0 +1,232 @@
+//! Objects to mesh config: what a sidecar is told of a destination, its endpoints, and its own ports.
+//!
+//! The compiler does no I/O and knows no clock and no source. [`Mesh`] holds the objects with the indexes that make a
+//! change cost what it touches; everything compiled says by its [`Dep`]s what it was made from, so that whoever holds
+//! it knows when to ask again. What comes out is ordered the same way each time, so equal meshes give equal bytes.
+
+mod access;
+mod apply;
+mod check;
+mod destination;
+mod endpoints;
+mod facts;
+mod inbound;
+mod name;
+mod policy;
+mod protocol;
+mod route;
+mod selection;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use heddle_api::{
+    SYSTEM_NAMESPACE,
+    identity::{PodName, SpiffeId},
+    resources::{AccessPolicy, MeshPolicy, TrafficPolicy},
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+
+use self::{
+    facts::{PodEntry, ServiceEntry, SliceEntry},
+    selection::Selection,
+};
+use crate::{
+    diagnostics::{Diagnostic, Place},
+    object::{Name, ObjectRef, name_of, route::Route},
+};
+
+/// What does not come from objects.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Of every identity.
+    pub trust_domain: String,
+    /// The last part of Services' long names.
+    pub cluster_domain: String,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { trust_domain: "cluster.local".to_owned(), cluster_domain: "cluster.local".to_owned() }
+    }
+}
+
+/// What a compiled resource was made from, or would be if it existed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Dep {
+    /// A Service: its ports, the routes and policies attached to it.
+    Service {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+    },
+    /// What a Service leads to.
+    Endpoints {
+        /// The Service's namespace.
+        namespace: String,
+        /// The Service's name.
+        name: String,
+    },
+    /// Who has an address.
+    Address(IpAddr),
+    /// A namespace's policies.
+    Namespace(String),
+    /// A pod, and which Services select it.
+    Pod(PodName),
+    /// The mesh's roots. The compiler never touches it; whoever keeps the roots does.
+    Trust,
+}
+
+impl Dep {
+    fn service(name: &Name) -> Self {
+        Self::Service { namespace: name.namespace.clone(), name: name.name.clone() }
+    }
+
+    fn endpoints(name: &Name) -> Self {
+        Self::Endpoints { namespace: name.namespace.clone(), name: name.name.clone() }
+    }
+
+    fn pod(name: &Name) -> Self {
+        Self::Pod(PodName { namespace: name.namespace.clone(), name: name.name.clone() })
+    }
+}
+
+/// A compiled resource.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Compiled<T> {
+    /// `None`: there is no such thing in the mesh.
+    pub value: Option<T>,
+    /// When one of these is touched the value may be another; given for an absent value too. Sorted.
+    pub deps: Vec<Dep>,
+}
+
+/// What the certificate authority and discovery need to know of a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodFacts {
+    /// `spec.serviceAccountName`, or `default`.
+    pub service_account: String,
+    /// Annotated as having a sidecar.
+    pub meshed: bool,
+    /// Its addresses, the primary one first.
+    pub ips: Vec<IpAddr>,
+    /// `metadata.uid`; none in directory mode.
+    pub uid: Option<String>,
+    /// `metadata.deletionTimestamp` is set.
+    pub terminating: bool,
+}
+
+/// The order in which rival objects hold: by age, those without one last, then by name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Seniority {
+    ageless: bool,
+    created: Option<Time>,
+    name: Name,
+}
+
+impl Seniority {
+    fn of(meta: &ObjectMeta) -> Self {
+        Self::new(meta.creation_timestamp.clone(), name_of(meta))
+    }
+
+    const fn new(created: Option<Time>, name: Name) -> Self {
+        Self { ageless: created.is_none(), created, name }
+    }
+}
+
+/// Who has an address.
+#[derive(Debug, Default)]
+struct Holders {
+    /// Services with this cluster IP.
+    services: BTreeSet<Name>,
+    pods: BTreeSet<Name>,
+    /// Services one of whose EndpointSlices (the second name) holds the address.
+    slices: BTreeSet<(Name, Name)>,
+}
+
+/// An access policy's target: a Service, or (without a name) a namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum AccessTarget {
+    Service(Name),
+    Namespace(String),
+}
+
+/// All objects, indexed. Changes come in by [`Mesh::apply`]; everything else only reads.
+#[derive(Debug, Default)]
+pub struct Mesh {
+    options: Options,
+    pods: HashMap<Name, PodEntry>,
+    services: HashMap<Name, ServiceEntry>,
+    selection: Selection,
+    slices: HashMap<Name, SliceEntry>,
+    slices_of: HashMap<Name, BTreeSet<Name>>,
+    addresses: HashMap<IpAddr, Holders>,
+    routes: HashMap<ObjectRef, Arc<Route>>,
+    /// Routes by the Service that they are attached to.
+    routes_of: HashMap<Name, BTreeSet<ObjectRef>>,
+    traffic: HashMap<Name, Arc<TrafficPolicy>>,
+    traffic_of: HashMap<Name, BTreeMap<Seniority, Arc<TrafficPolicy>>>,
+    access: HashMap<Name, Arc<AccessPolicy>>,
+    access_of: HashMap<AccessTarget, BTreeSet<Name>>,
+    mesh_policies: HashMap<String, BTreeMap<Seniority, Arc<MeshPolicy>>>,
+    places: HashMap<ObjectRef, Place>,
+    /// Objects whose problems depend on whether a Service is there and what it has.
+    referrers: HashMap<Name, BTreeSet<ObjectRef>>,
+    /// Objects that could not be used at all, by themselves.
+    unusable: HashMap<ObjectRef, Vec<crate::diagnostics::FieldError>>,
+    problems: BTreeMap<ObjectRef, Vec<Diagnostic>>,
+}
+
+impl Mesh {
+    /// An empty mesh.
+    #[must_use]
+    pub fn new(options: Options) -> Self {
+        Self { options, ..Self::default() }
+    }
+
+    /// What is known of a pod.
+    #[must_use]
+    pub fn pod(&self, pod: &PodName) -> Option<PodFacts> {
+        let entry = self.pods.get(&Name::new(&pod.namespace, &pod.name))?;
+        Some(PodFacts {
+            service_account: entry.service_account.clone(),
+            meshed: entry.meshed,
+            ips: entry.ips.clone(),
+            uid: entry.uid.clone(),
+            terminating: entry.terminating,
+        })
+    }
+
+    /// What is wrong with objects in the light of the others, in the order of kinds and names.
+    #[must_use]
+    pub fn diagnostics(&self) -> Vec<Diagnostic> {
+        self.problems.values().flatten().cloned().collect()
+    }
+
+    fn identity(&self, pod: &Name, entry: &PodEntry) -> Option<SpiffeId> {
+        SpiffeId::new(&self.options.trust_domain, &pod.namespace, &entry.service_account).ok()
+    }
+}
+
+/// The deps of something compiled, in order and once each.
+#[derive(Debug, Default)]
+struct Deps(BTreeSet<Dep>);
+
+impl Deps {
+    fn add(&mut self, dep: Dep) {
+        self.0.insert(dep);
+    }
+
+    /// The policies of a namespace, and the mesh's defaults behind them.
+    fn add_policies(&mut self, namespace: &str) {
+        self.add(Dep::Namespace(namespace.to_owned()));
+        self.add(Dep::Namespace(SYSTEM_NAMESPACE.to_owned()));
+    }
+
+    fn compiled<T>(self, value: Option<T>) -> Compiled<T> {
+        Compiled { value, deps: self.0.into_iter().collect() }
+    }
+}

@@ -1,0 +1,247 @@
+//! Discovery: one task for each connected sidecar, between its stream and the hub. What is sent is decided by
+//! [`session`]; here are the waits and their limits.
+
+pub mod session;
+
+use std::{sync::Arc, time::Duration};
+
+use heddle_api::v1::{self, discovery_server::Discovery};
+use tokio::{sync::mpsc, time::Instant};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+
+use self::session::{Misuse, Session, View};
+use crate::{
+    hub::{
+        Hub,
+        resource::{BadKey, Key, Rendered},
+        streams::{Stream, StreamId},
+    },
+    metrics::{Metrics, Refused},
+    tls::{Caller, peer::Peer},
+};
+
+/// From the stream's start to its `hello`.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// From a response to its answer. A sidecar answers in milliseconds; one that is stuck reconnects.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The gRPC service `heddle.v1.Discovery`.
+pub struct DiscoveryService {
+    hub: Arc<Hub>,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+}
+
+impl DiscoveryService {
+    /// Answers from `hub` until `stop`.
+    #[must_use]
+    pub const fn new(hub: Arc<Hub>, metrics: Arc<Metrics>, stop: CancellationToken) -> Self {
+        Self { hub, metrics, stop }
+    }
+}
+
+#[tonic::async_trait]
+impl Discovery for DiscoveryService {
+    type StreamStream = ReceiverStream<Result<v1::DiscoveryResponse, Status>>;
+
+    async fn stream(
+        &self,
+        request: Request<Streaming<v1::DiscoveryRequest>>,
+    ) -> Result<Response<Self::StreamStream>, Status> {
+        let caller = Caller::of(&request)?;
+        let peer = caller.identified()?.clone();
+        // One response is unanswered at most, so one place is enough; the last one is for the final status.
+        let (tx, rx) = mpsc::channel(2);
+        let task = Conversation {
+            hub: Arc::clone(&self.hub),
+            metrics: Arc::clone(&self.metrics),
+            stop: self.stop.clone(),
+            peer,
+            caller,
+            requests: request.into_inner(),
+            responses: tx.clone(),
+        };
+        tokio::spawn(async move {
+            if let Err(status) = task.run().await {
+                // Nobody reads it when the connection is gone.
+                let _sent = tx.try_send(Err(status));
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(rx)))
+    }
+}
+
+struct Conversation {
+    hub: Arc<Hub>,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+    peer: Peer,
+    caller: Caller,
+    requests: Streaming<v1::DiscoveryRequest>,
+    responses: mpsc::Sender<Result<v1::DiscoveryResponse, Status>>,
+}
+
+impl Conversation {
+    async fn run(mut self) -> Result<(), Status> {
+        let late = |_| Status::deadline_exceeded(format!("no hello within {HELLO_TIMEOUT:?}"));
+        let Some(mut first) =
+            tokio::time::timeout(HELLO_TIMEOUT, self.requests.message()).await.map_err(late)??
+        else {
+            return Ok(());
+        };
+        let hello =
+            first.hello.take().ok_or_else(|| Status::invalid_argument("the first message has no hello"))?;
+        if hello.pod != self.peer.pod.to_string() {
+            self.metrics.refused(Refused::ForeignPod);
+            return Err(Status::permission_denied(format!(
+                "hello is of pod {:?}, but the certificate is of {}",
+                hello.pod, self.peer.pod
+            )));
+        }
+        // A control plane that has not read everything yet would call 'absent' what is only unread.
+        tokio::select! {
+            () = self.hub.synced() => {}
+            () = self.responses.closed() => return Ok(()),
+            () = self.stop.cancelled() => return Err(stopping()),
+        }
+        let version = hello.version.chars().take(64).collect();
+        let stream = self.hub.streams().connect(
+            &self.peer.pod,
+            self.caller.address,
+            version,
+            std::time::SystemTime::now(),
+        );
+        tracing::info!(pod = %self.peer.pod, address = %self.caller.address, held = hello.held.len(), "sidecar connected");
+        let view = HubView { hub: Arc::clone(&self.hub), stream: stream.id };
+        let mut session = Session::new(self.peer.pod.clone(), view);
+        let outcome = match session.hello(hello.held) {
+            Ok(()) => self.converse(&mut session, &stream, first).await,
+            Err(misuse) => Err(self.refuse(&misuse)),
+        };
+        self.hub.streams().disconnect(stream.id);
+        match &outcome {
+            Ok(()) => tracing::info!(pod = %self.peer.pod, "sidecar disconnected"),
+            Err(status) => {
+                tracing::info!(pod = %self.peer.pod, code = ?status.code(), reason = status.message(), "stream ended");
+            }
+        }
+        outcome
+    }
+
+    async fn converse(
+        &mut self,
+        session: &mut Session<HubView>,
+        stream: &Stream,
+        first: v1::DiscoveryRequest,
+    ) -> Result<(), Status> {
+        self.take_in(session, first)?;
+        let mut sent_at = Instant::now();
+        loop {
+            session.mark(stream.take_dirty());
+            if let Some(response) = session.respond() {
+                self.count(&response);
+                sent_at = Instant::now();
+                // There is room, since no other response is unanswered; but a sidecar may answer what it has not read.
+                let late = |_| Status::deadline_exceeded("the stream takes nothing");
+                if tokio::time::timeout(ANSWER_TIMEOUT, self.responses.send(Ok(response)))
+                    .await
+                    .map_err(late)?
+                    .is_err()
+                {
+                    return Ok(());
+                }
+            }
+            let report = session.report();
+            let waiting = report.unanswered.is_some();
+            stream.report(|status| {
+                status.subscribed = report.subscribed;
+                status.current = report.current;
+                status.absent = report.absent;
+                status.unanswered = report.unanswered;
+                status.refused = report.refused;
+            });
+            tokio::select! {
+                request = self.requests.message() => match request {
+                    Ok(Some(request)) => self.take_in(session, request)?,
+                    Ok(None) => return Ok(()),
+                    Err(status) => return Err(status),
+                },
+                () = stream.woken(), if !waiting => {}
+                () = tokio::time::sleep_until(sent_at + ANSWER_TIMEOUT), if waiting => {
+                    return Err(Status::deadline_exceeded(format!(
+                        "response {} was not answered within {ANSWER_TIMEOUT:?}",
+                        report.unanswered.unwrap_or_default()
+                    )));
+                }
+                () = self.responses.closed() => return Ok(()),
+                () = stream.replaced.cancelled() => {
+                    return Err(Status::aborted("too many streams of this pod: this one was the oldest"));
+                }
+                () = self.stop.cancelled() => return Err(stopping()),
+            }
+        }
+    }
+
+    fn take_in(&self, session: &mut Session<HubView>, request: v1::DiscoveryRequest) -> Result<(), Status> {
+        if request.hello.is_some() {
+            return Err(Status::invalid_argument("hello belongs in the first message alone"));
+        }
+        let refused = session.request(request).map_err(|misuse| self.refuse(&misuse))?;
+        for refused in refused {
+            self.metrics.nacks.inc();
+            tracing::warn!(
+                pod = %self.peer.pod, resource = refused.resource, version = refused.version, reason = refused.reason,
+                "sidecar cannot use its config and keeps the last good one"
+            );
+        }
+        Ok(())
+    }
+
+    fn refuse(&self, misuse: &Misuse) -> Status {
+        tracing::warn!(pod = %self.peer.pod, address = %self.caller.address, reason = %misuse, "stream refused");
+        let (reason, code) = match misuse {
+            Misuse::Key(BadKey::ForeignInbound { .. }) => {
+                (Refused::ForeignInbound, tonic::Code::PermissionDenied)
+            }
+            Misuse::Key(_) | Misuse::Nonce { .. } => (Refused::BadRequest, tonic::Code::InvalidArgument),
+            Misuse::TooMany(_) => (Refused::TooManySubscriptions, tonic::Code::ResourceExhausted),
+        };
+        self.metrics.refused(reason);
+        Status::new(code, misuse.to_string())
+    }
+
+    fn count(&self, response: &v1::DiscoveryResponse) {
+        self.metrics.responses.inc();
+        self.metrics.resources_sent.inc_by((response.changed.len() + response.absent.len()) as u64);
+    }
+}
+
+fn stopping() -> Status {
+    Status::unavailable("the control plane is stopping: connect again")
+}
+
+/// The hub as one stream sees it.
+struct HubView {
+    hub: Arc<Hub>,
+    stream: StreamId,
+}
+
+impl View for HubView {
+    fn subscribe(&self, key: &Key) {
+        self.hub.subscribe(self.stream, key);
+    }
+
+    fn unsubscribe(&self, key: &Key) {
+        self.hub.unsubscribe(self.stream, key);
+    }
+
+    fn current(&self, key: &Key) -> Option<Arc<Rendered>> {
+        self.hub.current(key)
+    }
+
+    fn former(&self, key: &Key, version: &str) -> Option<Arc<Rendered>> {
+        self.hub.former(key, version)
+    }
+}

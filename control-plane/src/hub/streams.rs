@@ -1,0 +1,168 @@
+//! The connected streams: how a change wakes one, and what an operator sees of it.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::SystemTime,
+};
+
+use heddle_api::identity::PodName;
+use serde::Serialize;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::{lock, resource::Key};
+use crate::metrics::Metrics;
+
+/// Streams of one pod at once. A sidecar has one; after a broken connection its old one may linger for some seconds.
+const STREAMS_PER_POD: usize = 3;
+
+/// Which stream; never used again within a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StreamId(pub(super) u64);
+
+/// A connected stream, as others reach it.
+pub struct Stream {
+    /// Which one.
+    pub id: StreamId,
+    /// Ends the stream: a newer one of its pod took its place.
+    pub replaced: CancellationToken,
+    dirty: Mutex<BTreeSet<Key>>,
+    wake: Notify,
+    status: Mutex<Status>,
+}
+
+/// What an operator sees of a stream.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    /// "shop/web-0".
+    pub pod: String,
+    /// Where it connected from.
+    pub address: SocketAddr,
+    /// The sidecar's version, as it says.
+    pub version: String,
+    /// Seconds since the Unix epoch.
+    pub since: u64,
+    /// Resources it follows.
+    pub subscribed: usize,
+    /// Of these, those it has the newest state of or was told that they do not exist.
+    pub current: usize,
+    /// Of these, those it was told do not exist.
+    pub absent: usize,
+    /// The response that it has not answered yet.
+    pub unanswered: Option<u64>,
+    /// What it could not use.
+    pub refused: Vec<RefusedResource>,
+}
+
+/// A state of a resource that a sidecar could not use; it keeps its last good one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RefusedResource {
+    /// "Destination reviews:9080".
+    pub resource: String,
+    /// Which state.
+    pub version: String,
+    /// What the sidecar says.
+    pub reason: String,
+}
+
+impl Stream {
+    /// Notes that `key` may have changed.
+    fn mark(&self, key: &Key) {
+        lock(&self.dirty).insert(key.clone());
+        self.wake.notify_one();
+    }
+
+    /// What may have changed since the last call.
+    #[must_use]
+    pub fn take_dirty(&self) -> BTreeSet<Key> {
+        std::mem::take(&mut *lock(&self.dirty))
+    }
+
+    /// Returns once something may have changed.
+    pub async fn woken(&self) {
+        self.wake.notified().await;
+    }
+
+    /// Changes what the operator sees.
+    pub fn report(&self, change: impl FnOnce(&mut Status)) {
+        change(&mut lock(&self.status));
+    }
+}
+
+/// All connected streams.
+pub struct Streams {
+    next: AtomicU64,
+    all: Mutex<HashMap<StreamId, Arc<Stream>>>,
+    metrics: Arc<Metrics>,
+}
+
+impl Streams {
+    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
+        Self { next: AtomicU64::new(1), all: Mutex::default(), metrics }
+    }
+
+    /// Adds a stream; the oldest of the same pod gives way when there are too many.
+    pub fn connect(
+        &self,
+        pod: &PodName,
+        address: SocketAddr,
+        version: String,
+        now: SystemTime,
+    ) -> Arc<Stream> {
+        let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let stream = Arc::new(Stream {
+            id: StreamId(self.next.fetch_add(1, Ordering::Relaxed)),
+            replaced: CancellationToken::new(),
+            dirty: Mutex::default(),
+            wake: Notify::new(),
+            status: Mutex::new(Status {
+                pod: pod.to_string(),
+                address,
+                version,
+                since,
+                subscribed: 0,
+                current: 0,
+                absent: 0,
+                unanswered: None,
+                refused: Vec::new(),
+            }),
+        });
+        let mut all = lock(&self.all);
+        let name = pod.to_string();
+        let mut same: Vec<_> = all.values().filter(|other| lock(&other.status).pod == name).collect();
+        if same.len() >= STREAMS_PER_POD {
+            same.sort_by_key(|other| other.id);
+            same[0].replaced.cancel();
+        }
+        all.insert(stream.id, Arc::clone(&stream));
+        self.metrics.streams.set(all.len() as i64);
+        stream
+    }
+
+    /// Removes a stream.
+    pub fn disconnect(&self, id: StreamId) {
+        let mut all = lock(&self.all);
+        all.remove(&id);
+        self.metrics.streams.set(all.len() as i64);
+    }
+
+    /// Every stream, the longest connected first.
+    #[must_use]
+    pub fn statuses(&self) -> Vec<Status> {
+        let mut all: Vec<_> = lock(&self.all).values().cloned().collect();
+        all.sort_by_key(|stream| stream.id);
+        all.iter().map(|stream| lock(&stream.status).clone()).collect()
+    }
+
+    pub(super) fn mark(&self, id: StreamId, key: &Key) {
+        let stream = lock(&self.all).get(&id).cloned();
+        if let Some(stream) = stream {
+            stream.mark(key);
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! Who may have which certificate: `Join` with a token, `Renew` with the current certificate.
+//!
+//! Either way the pod must be known to the mesh, carry the sidecar's annotation, and run as the service account that
+//! the caller has proven. The leaf says what the mesh knows of the pod, never what the caller wrote.
+
+use std::{
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+use heddle_api::{
+    SIDECAR_ANNOTATION,
+    identity::{PodName, SpiffeId},
+    v1::{self, identity_server::Identity},
+};
+use tonic::{Request, Response, Status};
+
+use crate::{
+    ca::{Authority, CaError},
+    hub::Hub,
+    metrics::{Metrics, Refused},
+    tls::Caller,
+    token::{Bearer, TokenAuthority, TokenError},
+};
+
+/// Why somebody got no certificate.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    #[error("pod {0}")]
+    PodName(String),
+    #[error("the control plane has not read its objects yet: try again in a moment")]
+    NotSynced,
+    #[error(
+        "the token is of namespace {token:?}, the pod {pod} is not: use a token made with --namespace {}", pod.namespace
+    )]
+    Namespace { token: String, pod: PodName },
+    #[error("there is no Pod {0}: add it to the manifests, or correct --pod")]
+    NoPod(PodName),
+    #[error("Pod {0} is not meshed: annotate it with {SIDECAR_ANNOTATION}: \"true\"")]
+    NotMeshed(PodName),
+    #[error(
+        "Pod {pod} has serviceAccountName {actual:?}, but {proven:?} was proven: use a token made with \
+         --service-account {actual}, or correct the Pod"
+    )]
+    ServiceAccount { pod: PodName, actual: String, proven: String },
+    #[error("the service account of Pod {0} makes no SPIFFE ID: {1}")]
+    Id(PodName, String),
+    #[error(transparent)]
+    Authority(#[from] CaError),
+}
+
+impl Refusal {
+    /// How it is told to the sidecar, and counted.
+    fn status(&self) -> (Refused, Status) {
+        let text = self.to_string();
+        match self {
+            Self::Token(TokenError::Malformed(_)) => (Refused::MalformedToken, Status::unauthenticated(text)),
+            Self::Token(TokenError::Expired { .. }) => (Refused::ExpiredToken, Status::unauthenticated(text)),
+            Self::Token(TokenError::ForeignAuthority { .. } | TokenError::ForeignAudience(_)) => {
+                (Refused::ForeignToken, Status::unauthenticated(text))
+            }
+            Self::Token(TokenError::Forged | TokenError::BadName(_) | TokenError::Signing(_)) => {
+                (Refused::ForgedToken, Status::unauthenticated(text))
+            }
+            Self::PodName(_) | Self::Authority(CaError::Csr(_)) => {
+                (Refused::BadRequest, Status::invalid_argument(text))
+            }
+            Self::NotSynced => (Refused::NotSynced, Status::unavailable(text)),
+            Self::Namespace { .. } | Self::ServiceAccount { .. } => {
+                (Refused::ForeignPod, Status::permission_denied(text))
+            }
+            Self::NoPod(_) => (Refused::NoPod, Status::not_found(text)),
+            Self::NotMeshed(_) => (Refused::NotMeshed, Status::failed_precondition(text)),
+            Self::Id(..) => (Refused::BadRequest, Status::failed_precondition(text)),
+            // What is wrong with the state directory is the operator's business, not the caller's.
+            Self::Authority(_) => (
+                Refused::Internal,
+                Status::internal("the certificate could not be signed: see the control plane's log"),
+            ),
+        }
+    }
+}
+
+/// The gRPC service `heddle.v1.Identity`.
+pub struct IdentityService {
+    hub: Arc<Hub>,
+    authority: Arc<Authority>,
+    tokens: TokenAuthority,
+    metrics: Arc<Metrics>,
+}
+
+impl IdentityService {
+    /// Puts it together.
+    #[must_use]
+    pub const fn new(
+        hub: Arc<Hub>,
+        authority: Arc<Authority>,
+        tokens: TokenAuthority,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { hub, authority, tokens, metrics }
+    }
+
+    fn join_at(&self, request: &v1::JoinRequest, now: SystemTime) -> Result<v1::Certificate, Refusal> {
+        let bearer = self.tokens.verify(&request.token, now)?;
+        let pod: PodName = request.pod.parse().map_err(Refusal::PodName)?;
+        if bearer.namespace != pod.namespace {
+            return Err(Refusal::Namespace { token: bearer.namespace, pod });
+        }
+        self.certify(&bearer, &pod, &request.csr, now)
+    }
+
+    /// Signs for a pod whose service account the caller has proven.
+    fn certify(
+        &self,
+        proven: &Bearer,
+        pod: &PodName,
+        csr: &[u8],
+        now: SystemTime,
+    ) -> Result<v1::Certificate, Refusal> {
+        if !self.hub.is_synced() {
+            return Err(Refusal::NotSynced);
+        }
+        let facts = self.hub.pod(pod).ok_or_else(|| Refusal::NoPod(pod.clone()))?;
+        if !facts.meshed {
+            return Err(Refusal::NotMeshed(pod.clone()));
+        }
+        if facts.service_account != proven.service_account {
+            return Err(Refusal::ServiceAccount {
+                pod: pod.clone(),
+                actual: facts.service_account,
+                proven: proven.service_account.clone(),
+            });
+        }
+        let id = SpiffeId::new(self.authority.trust_domain(), &pod.namespace, &facts.service_account)
+            .map_err(|error| Refusal::Id(pod.clone(), error.to_string()))?;
+        let issued = self.authority.workload(csr, &id, pod, now)?;
+        let bytes = |der: &[u8]| Bytes::copy_from_slice(der);
+        Ok(v1::Certificate {
+            chain: issued.chain.iter().map(|der| bytes(der)).collect(),
+            roots: self.authority.roots().iter().map(|der| bytes(der)).collect(),
+            not_before: unix(issued.not_before),
+            not_after: unix(issued.not_after),
+            trust_domain: self.authority.trust_domain().to_owned(),
+        })
+    }
+
+    /// Counts, logs and answers.
+    fn finish(
+        &self,
+        what: &'static str,
+        pod: &str,
+        caller: &Caller,
+        outcome: Result<v1::Certificate, Refusal>,
+    ) -> Result<Response<v1::Certificate>, Status> {
+        match outcome {
+            Ok(certificate) => {
+                self.metrics.certificates.inc();
+                tracing::debug!(pod, address = %caller.address, not_after = certificate.not_after, "{what}: signed");
+                Ok(Response::new(certificate))
+            }
+            Err(refusal) => {
+                let (reason, status) = refusal.status();
+                self.metrics.refused(reason);
+                tracing::warn!(pod, address = %caller.address, reason = %refusal, "{what}: refused");
+                Err(status)
+            }
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Identity for IdentityService {
+    async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::Certificate>, Status> {
+        let caller = Caller::of(&request)?;
+        let request = request.into_inner();
+        let pod: String = request.pod.chars().take(320).collect();
+        self.finish("join", &pod, &caller, self.join_at(&request, SystemTime::now()))
+    }
+
+    async fn renew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::Certificate>, Status> {
+        let caller = Caller::of(&request)?;
+        let peer = caller.identified()?;
+        let proven = Bearer {
+            namespace: peer.id.namespace().to_owned(),
+            service_account: peer.id.service_account().to_owned(),
+        };
+        let outcome = self.certify(&proven, &peer.pod, &request.get_ref().csr, SystemTime::now());
+        self.finish("renew", &peer.pod.to_string(), &caller, outcome)
+    }
+}
+
+fn unix(time: SystemTime) -> i64 {
+    let seconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    i64::try_from(seconds).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,136 @@
+//! The control plane's own metrics, in Prometheus form.
+
+use std::sync::Arc;
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeLabelValue},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+/// Why somebody was refused. The words are the metric's labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Refused {
+    /// TLS did not come about: no common parameters, a certificate of another authority or an expired one, a timeout.
+    Handshake,
+    /// A client certificate of ours that is no workload's.
+    ClientCertificate,
+    /// No join token.
+    MalformedToken,
+    /// A join token with a wrong signature.
+    ForgedToken,
+    /// A join token whose time is over.
+    ExpiredToken,
+    /// A join token of another authority or for another audience.
+    ForeignToken,
+    /// A pod that is not the caller's.
+    ForeignPod,
+    /// Another pod's Inbound.
+    ForeignInbound,
+    /// A pod that is not known.
+    NoPod,
+    /// A pod without the sidecar's annotation.
+    NotMeshed,
+    /// Asked before the objects were read.
+    NotSynced,
+    /// A message that breaks the protocol.
+    BadRequest,
+    /// More subscriptions than a sidecar may have.
+    TooManySubscriptions,
+    /// A fault of the control plane.
+    Internal,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RefusedLabels {
+    reason: Refused,
+}
+
+/// All of them.
+#[derive(Default)]
+pub struct Metrics {
+    registry: Registry,
+    /// Connected discovery streams.
+    pub streams: Gauge,
+    /// Resources that somebody follows.
+    pub resources: Gauge,
+    /// Batches taken from the source.
+    pub batches: Counter,
+    /// Resources compiled again because of a change.
+    pub compiled: Counter,
+    /// Discovery responses.
+    pub responses: Counter,
+    /// Resources in them.
+    pub resources_sent: Counter,
+    /// Resources that a sidecar could not use.
+    pub nacks: Counter,
+    /// Workload certificates signed.
+    pub certificates: Counter,
+    refused: Family<RefusedLabels, Counter>,
+}
+
+impl Metrics {
+    /// All at zero.
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        let mut all = Self::default();
+        let registry = &mut all.registry;
+        let mut name = |name: &str, help: &str, metric: Registered| {
+            let name = format!("heddle_control_plane_{name}");
+            match metric {
+                Registered::Gauge(gauge) => registry.register(name, help, gauge),
+                Registered::Counter(counter) => registry.register(name, help, counter),
+            }
+        };
+        name("streams", "Connected discovery streams", Registered::Gauge(all.streams.clone()));
+        name("resources", "Resources that sidecars follow", Registered::Gauge(all.resources.clone()));
+        name("batches", "Batches of changes taken from the source", Registered::Counter(all.batches.clone()));
+        name("compiled", "Resources compiled because of a change", Registered::Counter(all.compiled.clone()));
+        name("responses", "Discovery responses sent", Registered::Counter(all.responses.clone()));
+        name(
+            "resources_sent",
+            "Resources in discovery responses",
+            Registered::Counter(all.resources_sent.clone()),
+        );
+        name("nacks", "Resources that a sidecar could not use", Registered::Counter(all.nacks.clone()));
+        name("certificates", "Workload certificates signed", Registered::Counter(all.certificates.clone()));
+        registry.register(
+            "heddle_control_plane_refused",
+            "Connections and requests refused, by reason",
+            all.refused.clone(),
+        );
+        Arc::new(all)
+    }
+
+    /// Counts a refusal.
+    pub fn refused(&self, reason: Refused) {
+        self.refused.get_or_create(&RefusedLabels { reason }).inc();
+    }
+
+    /// The text that Prometheus reads (OpenMetrics 1.0).
+    #[must_use]
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        let _written = prometheus_client::encoding::text::encode(&mut text, &self.registry);
+        text
+    }
+}
+
+enum Registered {
+    Gauge(Gauge),
+    Counter(Counter),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_counted_by_its_reason() {
+        let metrics = Metrics::new();
+        metrics.refused(Refused::ForgedToken);
+        let text = metrics.encode();
+        assert!(text.contains("heddle_control_plane_refused_total{reason=\"ForgedToken\"} 1"), "{text}");
+    }
+}

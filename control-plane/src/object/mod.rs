@@ -1,0 +1,213 @@
+//! The objects that the mesh is made from, whichever source they come from.
+//!
+//! An [`Object`] is a Kubernetes object as its owner wrote it. [`route`] gives the three kinds of route one form;
+//! [`check`] says what is wrong with an object by itself, as an API server with the right schema would.
+
+pub mod check;
+pub mod route;
+
+use std::{fmt, sync::Arc};
+
+use gateway_api::experimental::{grpcroutes::GrpcRoute, httproutes::HttpRoute, tcproutes::TcpRoute};
+use heddle_api::resources::{AccessPolicy, MeshPolicy, TrafficPolicy};
+use k8s_openapi::{
+    api::{
+        core::v1::{Namespace, Pod, Service},
+        discovery::v1::EndpointSlice,
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use serde::Serialize;
+
+use crate::diagnostics::Place;
+
+/// The kinds of object that are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[allow(missing_docs, reason = "the names are the kinds")]
+pub enum Kind {
+    Namespace,
+    Pod,
+    Service,
+    EndpointSlice,
+    HttpRoute,
+    GrpcRoute,
+    TcpRoute,
+    TrafficPolicy,
+    AccessPolicy,
+    MeshPolicy,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::Namespace,
+        Self::Pod,
+        Self::Service,
+        Self::EndpointSlice,
+        Self::HttpRoute,
+        Self::GrpcRoute,
+        Self::TcpRoute,
+        Self::TrafficPolicy,
+        Self::AccessPolicy,
+        Self::MeshPolicy,
+    ];
+
+    /// As `kind` says it in a manifest.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Namespace => "Namespace",
+            Self::Pod => "Pod",
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::HttpRoute => "HTTPRoute",
+            Self::GrpcRoute => "GRPCRoute",
+            Self::TcpRoute => "TCPRoute",
+            Self::TrafficPolicy => "TrafficPolicy",
+            Self::AccessPolicy => "AccessPolicy",
+            Self::MeshPolicy => "MeshPolicy",
+        }
+    }
+
+    /// As `apiVersion` says it; the first is the one that is suggested.
+    #[must_use]
+    pub const fn api_versions(self) -> &'static [&'static str] {
+        match self {
+            Self::Namespace | Self::Pod | Self::Service => &["v1"],
+            Self::EndpointSlice => &["discovery.k8s.io/v1"],
+            Self::HttpRoute => &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"],
+            Self::GrpcRoute => &["gateway.networking.k8s.io/v1"],
+            Self::TcpRoute => &["gateway.networking.k8s.io/v1alpha2"],
+            Self::TrafficPolicy | Self::AccessPolicy | Self::MeshPolicy => &["heddle.dev/v1alpha1"],
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Which object: kind, namespace (empty for a Namespace) and name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub struct ObjectRef {
+    /// The kind.
+    pub kind: Kind,
+    /// Empty for a Namespace.
+    pub namespace: String,
+    /// The name.
+    pub name: String,
+}
+
+impl fmt::Display for ObjectRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.namespace.is_empty() {
+            write!(f, "{} {}", self.kind, self.name)
+        } else {
+            write!(f, "{} {}/{}", self.kind, self.namespace, self.name)
+        }
+    }
+}
+
+/// A name within a namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Name {
+    /// The namespace.
+    pub namespace: String,
+    /// The name.
+    pub name: String,
+}
+
+impl Name {
+    /// Puts one together.
+    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// An object as its owner wrote it.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs, reason = "the names are the kinds")]
+pub enum Object {
+    Namespace(Arc<Namespace>),
+    Pod(Arc<Pod>),
+    Service(Arc<Service>),
+    EndpointSlice(Arc<EndpointSlice>),
+    HttpRoute(Arc<HttpRoute>),
+    GrpcRoute(Arc<GrpcRoute>),
+    TcpRoute(Arc<TcpRoute>),
+    TrafficPolicy(Arc<TrafficPolicy>),
+    AccessPolicy(Arc<AccessPolicy>),
+    MeshPolicy(Arc<MeshPolicy>),
+}
+
+impl Object {
+    /// The kind.
+    #[must_use]
+    pub const fn kind(&self) -> Kind {
+        match self {
+            Self::Namespace(_) => Kind::Namespace,
+            Self::Pod(_) => Kind::Pod,
+            Self::Service(_) => Kind::Service,
+            Self::EndpointSlice(_) => Kind::EndpointSlice,
+            Self::HttpRoute(_) => Kind::HttpRoute,
+            Self::GrpcRoute(_) => Kind::GrpcRoute,
+            Self::TcpRoute(_) => Kind::TcpRoute,
+            Self::TrafficPolicy(_) => Kind::TrafficPolicy,
+            Self::AccessPolicy(_) => Kind::AccessPolicy,
+            Self::MeshPolicy(_) => Kind::MeshPolicy,
+        }
+    }
+
+    /// The metadata.
+    #[must_use]
+    pub fn meta(&self) -> &ObjectMeta {
+        match self {
+            Self::Namespace(o) => &o.metadata,
+            Self::Pod(o) => &o.metadata,
+            Self::Service(o) => &o.metadata,
+            Self::EndpointSlice(o) => &o.metadata,
+            Self::HttpRoute(o) => &o.metadata,
+            Self::GrpcRoute(o) => &o.metadata,
+            Self::TcpRoute(o) => &o.metadata,
+            Self::TrafficPolicy(o) => &o.metadata,
+            Self::AccessPolicy(o) => &o.metadata,
+            Self::MeshPolicy(o) => &o.metadata,
+        }
+    }
+
+    /// Which object it is. Without a namespace it is in `default`, as with kubectl.
+    #[must_use]
+    pub fn reference(&self) -> ObjectRef {
+        let kind = self.kind();
+        let Name { namespace, name } = name_of(self.meta());
+        ObjectRef { kind, namespace: if kind == Kind::Namespace { String::new() } else { namespace }, name }
+    }
+}
+
+/// Namespace (`default` where none is given) and name.
+#[must_use]
+pub fn name_of(meta: &ObjectMeta) -> Name {
+    Name {
+        namespace: meta.namespace.clone().unwrap_or_else(|| "default".to_owned()),
+        name: meta.name.clone().unwrap_or_default(),
+    }
+}
+
+/// One step of a transaction.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    /// The object is now this.
+    Upsert(Object),
+    /// The object is gone.
+    Remove(ObjectRef),
+    /// Where the object is written: nothing but diagnostics depends on it.
+    Place(ObjectRef, Place),
+}

@@ -1,0 +1,358 @@
+//! Text to objects: each YAML document on its own, so that a broken one spoils no other.
+
+use gateway_api::experimental::{grpcroutes::GrpcRoute, httproutes::HttpRoute, tcproutes::TcpRoute};
+use heddle_api::resources::{
+    AccessAction, AccessPolicy, AccessPolicySpec, AccessRule, MeshPolicy, TargetKind, TargetRef,
+    TrafficPolicy,
+};
+use k8s_openapi::api::{
+    core::v1::{Namespace, Pod, Service},
+    discovery::v1::EndpointSlice,
+};
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_norway::Value;
+
+use crate::{
+    diagnostics::FieldError,
+    object::{Kind, Name, Object, ObjectRef, check::check},
+};
+
+/// What became of one object of a file.
+#[derive(Debug)]
+pub(super) struct Parsed {
+    /// The line on which its document begins, from 1.
+    pub line: u32,
+    /// Itself, or what is wrong.
+    pub outcome: Result<Object, Broken>,
+}
+
+/// A document that cannot be used.
+#[derive(Debug)]
+pub(super) struct Broken {
+    /// Which of the file's objects it was, as far as that can be read.
+    pub subject: Subject,
+    /// What is wrong, each with its line in the file.
+    pub errors: Vec<(u32, FieldError)>,
+    /// What to use when there is no last good state: an access policy that cannot be read denies.
+    pub closed: Option<Object>,
+}
+
+/// Which object a broken document was.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Subject {
+    /// This one.
+    Known(ObjectRef),
+    /// One of this name, of whatever kind.
+    Named(Name),
+    /// Any of the file.
+    Any,
+}
+
+/// Reads all objects of a file.
+pub(super) fn parse(text: &str) -> Vec<Parsed> {
+    split(text).into_iter().flat_map(|(line, document)| parse_document(line, document)).collect()
+}
+
+/// Cuts at `---`, which at the start of a line means nothing else in YAML, not even inside a block scalar.
+fn split(text: &str) -> Vec<(u32, &str)> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let mut documents = Vec::new();
+    let (mut begin, mut begin_line) = (0, 1);
+    let mut offset = 0;
+    for (number, line) in (1..).zip(text.split_inclusive('\n')) {
+        let marker = line
+            .strip_prefix("---")
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
+        if marker && offset > begin {
+            documents.push((begin_line, &text[begin..offset]));
+            (begin, begin_line) = (offset, number);
+        }
+        offset += line.len();
+    }
+    documents.push((begin_line, &text[begin..]));
+    documents
+}
+
+fn parse_document(line: u32, text: &str) -> Vec<Parsed> {
+    let value: Value = match serde_norway::from_str(text) {
+        Ok(value) => value,
+        Err(error) => {
+            let errors = vec![located(line, &error)];
+            return vec![broken(line, Subject::Any, errors, None)];
+        }
+    };
+    if value.is_null() {
+        return Vec::new();
+    }
+    let is = |key: &str, what: &str| value.get(key).and_then(Value::as_str) == Some(what);
+    if is("kind", "List") && is("apiVersion", "v1") {
+        let items = value.get("items").and_then(Value::as_sequence).map(Vec::as_slice).unwrap_or_default();
+        return items.iter().map(|item| parse_object(line, None, item)).collect();
+    }
+    vec![parse_object(line, Some(text), &value)]
+}
+
+/// `text`: the document, when it holds this object alone; errors then have lines.
+fn parse_object(line: u32, text: Option<&str>, value: &Value) -> Parsed {
+    let begin = line;
+    let line = begin + text.map_or(0, lead);
+    let at = |field: &str| text.and_then(|text| line_of(text, field)).map_or(line, |offset| begin + offset);
+    let string = |value: Option<&Value>| value.and_then(Value::as_str).unwrap_or_default().to_owned();
+    let meta = value.get("metadata");
+    let name = string(meta.and_then(|m| m.get("name")));
+    let namespace =
+        meta.and_then(|m| m.get("namespace")).and_then(Value::as_str).unwrap_or("default").to_owned();
+    let named = || {
+        if name.is_empty() { Subject::Any } else { Subject::Named(Name::new(&namespace, &name)) }
+    };
+    let fail = |subject, field: &str, message: String| {
+        broken(line, subject, vec![(at(field), FieldError::error(field, message))], None)
+    };
+    if !value.is_mapping() {
+        return fail(Subject::Any, "", "is not an object with apiVersion, kind and metadata".to_owned());
+    }
+    let kind_text = string(value.get("kind"));
+    let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.as_str() == kind_text) else {
+        let known = Kind::ALL.map(Kind::as_str).join(", ");
+        return fail(named(), "kind", format!("{kind_text:?} is not a kind that the mesh reads: {known}"));
+    };
+    let version = string(value.get("apiVersion"));
+    if !kind.api_versions().contains(&version.as_str()) {
+        let meant = kind.api_versions()[0];
+        return fail(named(), "apiVersion", format!("{version:?} has no {kind}, it is in {meant}"));
+    }
+    if name.is_empty() {
+        return fail(Subject::Any, "metadata.name", "is missing".to_owned());
+    }
+    let reference =
+        ObjectRef { kind, namespace: if kind == Kind::Namespace { String::new() } else { namespace }, name };
+    let mut errors: Vec<(u32, FieldError)> = Vec::new();
+    match read(kind, text, value) {
+        Err(error) => errors.push(match text {
+            Some(_) => located(begin, &error),
+            None => (line, field_error(&error.to_string())),
+        }),
+        Ok((object, unknown)) => {
+            let unknown = unknown
+                .into_iter()
+                .map(|field| FieldError::error(field, "is not a field that is known here"));
+            for error in unknown.chain(check(&object)) {
+                errors.push((at(&error.field), error));
+            }
+            if errors.is_empty() {
+                return Parsed { line, outcome: Ok(object) };
+            }
+        }
+    }
+    let closed = (kind == Kind::AccessPolicy).then(|| closed(&reference, value));
+    broken(line, Subject::Known(reference), errors, closed)
+}
+
+fn broken(line: u32, subject: Subject, errors: Vec<(u32, FieldError)>, closed: Option<Object>) -> Parsed {
+    Parsed { line, outcome: Err(Broken { subject, errors, closed }) }
+}
+
+/// How many lines come before the first that says something.
+fn lead(text: &str) -> u32 {
+    let silent = |line: &&str| {
+        let line = line.trim();
+        line.is_empty() || line.starts_with('#') || line.starts_with("---") || line.starts_with('%')
+    };
+    // Counts lines of a file that is at most some megabytes long.
+    text.lines().take_while(silent).count() as u32
+}
+
+/// Reads an object, and the fields that nobody asked for.
+fn read(kind: Kind, text: Option<&str>, value: &Value) -> Result<(Object, Vec<String>), serde_norway::Error> {
+    fn typed<T: DeserializeOwned>(
+        text: Option<&str>,
+        value: &Value,
+    ) -> Result<(T, Vec<String>), serde_norway::Error> {
+        let mut unknown = Vec::new();
+        let mut note = |path: serde_ignored::Path<'_>| unknown.push(field_path(&path.to_string()));
+        let object = match text {
+            Some(text) => serde_ignored::deserialize(serde_norway::Deserializer::from_str(text), &mut note)?,
+            None => serde_ignored::deserialize(value.clone(), &mut note)?,
+        };
+        Ok((object, unknown))
+    }
+    macro_rules! object {
+        ($variant:ident, $type:ty) => {{
+            let (mut object, unknown) = typed::<$type>(text, value)?;
+            if kind != Kind::Namespace {
+                object.metadata.namespace.get_or_insert_with(|| "default".to_owned());
+            }
+            (Object::$variant(object.into()), unknown)
+        }};
+    }
+    Ok(match kind {
+        Kind::Namespace => object!(Namespace, Namespace),
+        Kind::Pod => object!(Pod, Pod),
+        Kind::Service => object!(Service, Service),
+        Kind::EndpointSlice => object!(EndpointSlice, EndpointSlice),
+        Kind::HttpRoute => object!(HttpRoute, HttpRoute),
+        Kind::GrpcRoute => object!(GrpcRoute, GrpcRoute),
+        Kind::TcpRoute => object!(TcpRoute, TcpRoute),
+        Kind::TrafficPolicy => object!(TrafficPolicy, TrafficPolicy),
+        Kind::AccessPolicy => object!(AccessPolicy, AccessPolicy),
+        Kind::MeshPolicy => object!(MeshPolicy, MeshPolicy),
+    })
+}
+
+/// An access policy that denies everything to the targets that can be read, or to its namespace if none can.
+fn closed(reference: &ObjectRef, value: &Value) -> Object {
+    let refs = value.get("spec").and_then(|spec| spec.get("targetRefs")).and_then(Value::as_sequence);
+    let mut target_refs: Vec<TargetRef> =
+        refs.into_iter().flatten().filter_map(|target| TargetRef::deserialize(target).ok()).collect();
+    target_refs.retain(|target| target.kind == TargetKind::Service || target.name == reference.namespace);
+    if target_refs.is_empty() {
+        target_refs.push(TargetRef {
+            group: String::new(),
+            kind: TargetKind::Namespace,
+            name: reference.namespace.clone(),
+        });
+    }
+    let spec =
+        AccessPolicySpec { target_refs, action: AccessAction::Deny, rules: vec![AccessRule::default()] };
+    let mut policy = AccessPolicy::new(&reference.name, spec);
+    policy.metadata.namespace = Some(reference.namespace.clone());
+    Object::AccessPolicy(policy.into())
+}
+
+/// An error of a document that begins on `line`, with every position in its message counted from the file's start.
+fn located(line: u32, error: &serde_norway::Error) -> (u32, FieldError) {
+    let at = error.location().map_or(line, |location| line + location.line() as u32 - 1);
+    let message = error.to_string();
+    // "… at line 3 column 5": each number after "line " moves down by the lines above the document.
+    let mut parts = message.split(" line ");
+    let mut shifted = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let digits = part.find(|c: char| !c.is_ascii_digit()).unwrap_or(part.len());
+        shifted.push_str(" line ");
+        match part[..digits].parse::<u32>() {
+            Ok(number) => shifted.push_str(&(number + line - 1).to_string()),
+            Err(_) => shifted.push_str(&part[..digits]),
+        }
+        shifted.push_str(&part[digits..]);
+    }
+    (at, field_error(&shifted))
+}
+
+/// Takes "spec.rules[0].weight: invalid type" apart.
+fn field_error(message: &str) -> FieldError {
+    let path = |c: char| c.is_ascii_alphanumeric() || "._[]-/".contains(c);
+    match message.split_once(": ") {
+        Some((field, rest)) if !field.is_empty() && field.chars().all(path) => FieldError::error(field, rest),
+        _ => FieldError::error("", message),
+    }
+}
+
+/// `spec.?.rules.0.weigth`, as serde_ignored has it, to `spec.rules[0].weigth`.
+fn field_path(path: &str) -> String {
+    let mut field = String::new();
+    for part in path.split('.').filter(|part| *part != "?") {
+        if part.bytes().all(|b| b.is_ascii_digit()) {
+            field.push_str(&format!("[{part}]"));
+        } else {
+            if !field.is_empty() {
+                field.push('.');
+            }
+            field.push_str(part);
+        }
+    }
+    field
+}
+
+/// The line (from 0) on which a field stands, if its key is there only once: no guess is better than a wrong one.
+fn line_of(text: &str, field: &str) -> Option<u32> {
+    let key = field.rsplit('.').next()?.split('[').next()?;
+    if key.is_empty() {
+        return None;
+    }
+    let mut found = None;
+    for (number, line) in (0..).zip(text.lines()) {
+        for (at, _) in line.match_indices(key) {
+            let starts =
+                !line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '-' || c == '.' || c == '/');
+            let ends = line[at + key.len()..].trim_start_matches(['"', '\'']).starts_with(':');
+            if starts && ends && found.replace(number).is_some() {
+                return None;
+            }
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn messages(text: &str) -> Vec<String> {
+        let broken = |parsed: Parsed| parsed.outcome.err();
+        let errors = parse(text).into_iter().filter_map(broken).flat_map(|broken| broken.errors);
+        errors.map(|(line, e)| format!("{line}: {}: {}", e.field, e.message)).collect()
+    }
+
+    #[test]
+    fn documents_are_cut_at_their_markers_and_know_their_lines() {
+        let text = "# a comment\n---\na: 1\n---\n\nb: |\n  ---\n  x\n--- # c\nc: 3\n";
+        let lines: Vec<u32> = split(text).into_iter().map(|(line, _)| line).collect();
+        assert_eq!(lines, [1, 2, 4, 9]);
+    }
+
+    #[test]
+    fn a_broken_document_does_not_spoil_its_neighbours() {
+        let text = "kind: Namespace\napiVersion: v1\nmetadata: {name: shop}\n---\nkind: [\n---\n\nkind: Pod\napiVersion: v1\nmetadata: {name: web, namespace: shop}\n";
+        let parsed = parse(text);
+        assert_eq!(parsed.iter().map(|p| p.outcome.is_ok()).collect::<Vec<_>>(), [true, false, true]);
+        assert_eq!(parsed[2].line, 8);
+        let message = &messages(text)[0];
+        assert!(message.contains("line 6"), "{message}");
+    }
+
+    #[test]
+    fn each_mistake_is_named_with_line_and_field() {
+        let route = |rules: &str| {
+            format!(
+                "# x\n---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: r, namespace: shop}}\nspec:\n  parentRefs: [{{group: '', kind: Service, name: reviews}}]\n  rules:\n  - backendRefs:\n{rules}"
+            )
+        };
+        for (text, expected) in [
+            ("kind: Potato\napiVersion: v1\nmetadata: {name: x}\n".to_owned(), "1: kind: \"Potato\" is not a kind that the mesh reads: Namespace, Pod,"),
+            ("kind: HTTPRoute\napiVersion: v1\nmetadata: {name: x}\n".to_owned(), "2: apiVersion: \"v1\" has no HTTPRoute, it is in gateway.networking.k8s.io/v1"),
+            ("kind: Pod\napiVersion: v1\n".to_owned(), "1: metadata.name: is missing"),
+            (route("    - {name: a, port: 80, weight: -1}\n"), "10: spec.rules[0].backendRefs[0].weight: -1 is not within 0 to 1000000"),
+            (route("    - {name: a, port: 80, weigth: 1}\n"), "10: spec.rules[0].backendRefs[0].weigth: is not a field that is known here"),
+            (route("    - {name: a, port: 80, weight: many}\n"), "10: spec.rules[0].backendRefs[0].weight: invalid type: string \"many\""),
+            (route("    - {name: a, port: 99999}\n"), "10: spec.rules[0].backendRefs[0].port: 99999 is not within 1 to 65535"),
+            ("kind: TrafficPolicy\napiVersion: heddle.dev/v1alpha1\nmetadata: {name: x}\nspec:\n  targetRefs: [{kind: Service, name: a}]\n  outlierEjection: {maxEjectedPercent: 150}\n".to_owned(), "6: spec.outlierEjection.maxEjectedPercent: 150 is not a percentage (0 to 100)"),
+            ("kind: TrafficPolicy\napiVersion: heddle.dev/v1alpha1\nmetadata: {name: x}\nspec:\n  targetRefs: [{kind: Service, name: a}]\n  rateLimit: {}\n".to_owned(), "6: spec.rateLimit: unknown field `rateLimit`, expected one of"),
+            ("kind: Pod\napiVersion: v1\nmetadata: {name: Web}\n".to_owned(), "3: metadata.name: \"Web\" is not a name of small letters"),
+        ] {
+            let messages = messages(&text);
+            assert!(messages.len() == 1 && messages[0].starts_with(expected), "{expected}\n{messages:#?}");
+        }
+    }
+
+    #[test]
+    fn the_items_of_a_list_are_objects_of_their_own() {
+        let text = "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Namespace, metadata: {name: a}}\n- {apiVersion: v1, kind: Namespace, metadata: {name: b, nmae: c}}\n";
+        let parsed = parse(text);
+        assert!(parsed[0].outcome.is_ok());
+        assert_eq!(messages(text), ["1: metadata.nmae: is not a field that is known here"]);
+    }
+
+    #[test]
+    fn an_access_policy_that_cannot_be_read_denies_what_it_was_to_guard() {
+        let text = "kind: AccessPolicy\napiVersion: heddle.dev/v1alpha1\nmetadata: {name: p, namespace: shop}\nspec: {targetRefs: [{kind: Service, name: reviews}], action: Alow}\n";
+        let Err(Broken { closed: Some(Object::AccessPolicy(policy)), .. }) = parse(text).remove(0).outcome
+        else {
+            panic!("no closed policy");
+        };
+        assert_eq!(policy.spec.target_refs[0].name, "reviews");
+        assert_eq!(
+            (policy.spec.action, &policy.spec.rules[..]),
+            (AccessAction::Deny, &[AccessRule::default()][..])
+        );
+    }
+}

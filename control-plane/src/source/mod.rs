@@ -1,0 +1,20 @@
+//! Where objects come from. A source sends batches; nothing after it can tell one source from another.
+
+mod catalog;
+pub mod directory;
+mod document;
+mod files;
+mod notices;
+
+use crate::{diagnostics::Diagnostic, object::Change};
+
+/// A transaction: what changed since the last one.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Batch {
+    /// In no particular order; an object appears at most once as [`Change::Upsert`] or [`Change::Remove`].
+    pub changes: Vec<Change>,
+    /// The whole current list of what is wrong at the source, when it changed.
+    pub problems: Option<Vec<Diagnostic>>,
+    /// The first complete listing is in, with this batch or an earlier one.
+    pub synced: bool,
+}

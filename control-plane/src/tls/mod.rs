@@ -1,0 +1,147 @@
+//! TLS of port 15010: our own serving certificate, rotated in place, and clients' certificates checked against the
+//! roots. A client may come without one; [`Caller`] is how a method demands it.
+
+pub mod peer;
+pub mod serve;
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use arc_swap::ArcSwap;
+use rustls::{
+    RootCertStore, ServerConfig,
+    crypto::aws_lc_rs,
+    server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
+};
+use tonic::Status;
+
+use self::peer::Peer;
+use crate::ca::{Authority, CaError};
+
+/// After a failed rotation, until the next try.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Why there is no TLS configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// No serving certificate.
+    #[error(transparent)]
+    Authority(#[from] CaError),
+    /// rustls refuses a root or the certificate.
+    #[error("TLS: {0}")]
+    Rustls(#[from] rustls::Error),
+    /// rustls refuses the roots.
+    #[error("TLS client verification: {0}")]
+    Verifier(#[from] rustls::server::VerifierBuilderError),
+}
+
+/// The serving side's configuration, replaced while connections use the former one.
+pub struct ServingTls {
+    authority: Arc<Authority>,
+    verifier: Arc<dyn ClientCertVerifier>,
+    config: ArcSwap<ServerConfig>,
+}
+
+impl ServingTls {
+    /// Issues the first serving certificate. Returns when it must be replaced as well.
+    ///
+    /// # Errors
+    /// When the authority cannot sign or rustls refuses its roots.
+    pub fn new(authority: Arc<Authority>, now: SystemTime) -> Result<(Arc<Self>, SystemTime), TlsError> {
+        let mut roots = RootCertStore::empty();
+        for root in authority.roots() {
+            roots.add(root.clone())?;
+        }
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+            .allow_unauthenticated()
+            .build()?;
+        let (config, due) = configure(&authority, &verifier, now)?;
+        Ok((Arc::new(Self { authority, verifier, config: ArcSwap::new(config) }), due))
+    }
+
+    /// The configuration for the next connection.
+    #[must_use]
+    pub fn current(&self) -> Arc<ServerConfig> {
+        self.config.load_full()
+    }
+
+    /// Replaces the serving certificate at two thirds of its life, for ever.
+    pub async fn rotate(self: Arc<Self>, mut due: SystemTime) {
+        loop {
+            tokio::time::sleep(due.duration_since(SystemTime::now()).unwrap_or_default()).await;
+            match configure(&self.authority, &self.verifier, SystemTime::now()) {
+                Ok((config, next)) => {
+                    self.config.store(config);
+                    due = next;
+                    tracing::debug!("serving certificate replaced");
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the serving certificate could not be replaced; trying again in {RETRY:?}");
+                    due = SystemTime::now() + RETRY;
+                }
+            }
+        }
+    }
+}
+
+/// TLS 1.3, HTTP/2, no resumption: a resumed session would pass by the verification of the client's certificate.
+fn configure(
+    authority: &Authority,
+    verifier: &Arc<dyn ClientCertVerifier>,
+    now: SystemTime,
+) -> Result<(Arc<ServerConfig>, SystemTime), TlsError> {
+    let (issued, key) = authority.serving(now)?;
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(Arc::clone(verifier))
+        .with_single_cert(issued.chain, key)?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    let life = issued.not_after.duration_since(issued.not_before).unwrap_or_default();
+    Ok((Arc::new(config), issued.not_before + life * 2 / 3))
+}
+
+/// Who is at the other end of the connection that a request came on.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// From where.
+    pub address: SocketAddr,
+    /// With which certificate, if any.
+    pub peer: Option<Peer>,
+}
+
+impl Caller {
+    /// Of a request that [`serve`] let in.
+    ///
+    /// # Errors
+    /// None in service: every request gets its caller there.
+    pub fn of<T>(request: &tonic::Request<T>) -> Result<Self, Status> {
+        request
+            .extensions()
+            .get::<Self>()
+            .cloned()
+            .ok_or_else(|| Status::internal("a request without its connection"))
+    }
+
+    /// The client certificate, which must be there and still good: a connection may outlive it.
+    ///
+    /// # Errors
+    /// `UNAUTHENTICATED` when it is not.
+    pub fn identified(&self) -> Result<&Peer, Status> {
+        let Some(peer) = &self.peer else {
+            return Err(Status::unauthenticated("this needs a client certificate: Join with a token first"));
+        };
+        if peer.not_after <= SystemTime::now() {
+            return Err(Status::unauthenticated(
+                "the client certificate of this connection has expired: connect anew with the current one",
+            ));
+        }
+        Ok(peer)
+    }
+}

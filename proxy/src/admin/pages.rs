@@ -1,0 +1,168 @@
+//! The pages and who may ask for them how.
+
+use std::fmt::Write;
+use std::net::IpAddr;
+
+use bytes::Bytes;
+use http::header::{ALLOW, CONTENT_TYPE, HOST, ORIGIN};
+use http::uri::Authority;
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body::Body;
+use http_body_util::{BodyExt, Full, Limited};
+
+use super::{Admin, Surface, config_view};
+
+/// Longest body that is read.
+const BODY_LIMIT: usize = 4 * 1024;
+
+const TEXT: &str = "text/plain; charset=utf-8";
+const JSON: &str = "application/json";
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// One page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Page {
+    Index,
+    Ready,
+    Metrics,
+    Config,
+    LogLevel,
+}
+
+impl Page {
+    const ALL: [Self; 5] = [Self::Index, Self::Ready, Self::Metrics, Self::Config, Self::LogLevel];
+
+    const fn path(self) -> &'static str {
+        match self {
+            Self::Index => "/",
+            Self::Ready => "/ready",
+            Self::Metrics => "/metrics",
+            Self::Config => "/config",
+            Self::LogLevel => "/log-level",
+        }
+    }
+
+    const fn about(self) -> &'static str {
+        match self {
+            Self::Index => "this list",
+            Self::Ready => "200 when the sidecar can serve, 503 and what is missing when not",
+            Self::Metrics => "what the sidecar counts, as OpenMetrics",
+            Self::Config => "what the sidecar knows of the mesh, as JSON",
+            Self::LogLevel => "the level of the log; PUT or POST another, as `info,heddle_proxy=debug`",
+        }
+    }
+
+    const fn is_on(self, surface: Surface) -> bool {
+        match surface {
+            Surface::Admin => true,
+            Surface::Metrics => matches!(self, Self::Ready | Self::Metrics),
+        }
+    }
+
+    const fn methods(self) -> &'static str {
+        match self {
+            Self::LogLevel => "GET, HEAD, PUT, POST",
+            _ => "GET, HEAD",
+        }
+    }
+
+    fn find(surface: Surface, path: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|page| page.is_on(surface) && page.path() == path)
+    }
+}
+
+/// Answers one request. A HEAD is answered as a GET; the server leaves the body out.
+pub(super) async fn answer<B>(admin: &Admin, surface: Surface, request: Request<B>) -> Response<Full<Bytes>>
+where
+    B: Body,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let (parts, body) = request.into_parts();
+    if surface == Surface::Admin && !is_direct(&parts) {
+        let text = "the admin pages are asked for by address or as localhost, and by no web page\n";
+        return response(StatusCode::FORBIDDEN, TEXT, text);
+    }
+    let Some(page) = Page::find(surface, parts.uri.path()) else {
+        let text = format!("no such page; there are:\n{}", index(surface));
+        return response(StatusCode::NOT_FOUND, TEXT, text);
+    };
+    let reads = matches!(parts.method, Method::GET | Method::HEAD);
+    match page {
+        Page::LogLevel if matches!(parts.method, Method::PUT | Method::POST) => set_level(admin, body).await,
+        _ if !reads => {
+            let text = format!("{} takes {}\n", page.path(), page.methods());
+            let mut response = response(StatusCode::METHOD_NOT_ALLOWED, TEXT, text);
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static(page.methods()));
+            response
+        }
+        Page::Index => response(StatusCode::OK, TEXT, index(surface)),
+        Page::Ready => match admin.missing() {
+            None => response(StatusCode::OK, TEXT, "ready\n"),
+            Some(missing) => response(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("not ready\n{missing}")),
+        },
+        Page::Metrics => response(StatusCode::OK, OPEN_METRICS, admin.scrape()),
+        Page::Config => response(StatusCode::OK, JSON, config_view::text(admin)),
+        Page::LogLevel => show_level(admin),
+    }
+}
+
+/// Whether no web page in somebody's browser is behind the request. A page of another origin can have the browser POST
+/// to loopback, and says so in Origin; one whose own name was made to point here (DNS rebinding) has that name in Host.
+fn is_direct(parts: &http::request::Parts) -> bool {
+    let host = parts.headers.get(HOST).map(HeaderValue::as_bytes);
+    let names_us = host.is_none_or(|host| {
+        let authority = Authority::try_from(host).ok();
+        authority.is_some_and(|authority| {
+            let name = authority.host().trim_start_matches('[').trim_end_matches(']');
+            name.parse::<IpAddr>().is_ok() || name.eq_ignore_ascii_case("localhost")
+        })
+    });
+    names_us && !parts.headers.contains_key(ORIGIN)
+}
+
+fn index(surface: Surface) -> String {
+    let mut text = String::new();
+    for page in Page::ALL.into_iter().filter(|page| page.is_on(surface)) {
+        writeln!(text, "{:<12} {}", page.path(), page.about()).expect("writing to a String does not fail");
+    }
+    text
+}
+
+fn show_level(admin: &Admin) -> Response<Full<Bytes>> {
+    match admin.logs.level.show() {
+        Ok(level) => response(StatusCode::OK, TEXT, format!("{level}\n")),
+        Err(error) => response(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{error}\n")),
+    }
+}
+
+async fn set_level<B>(admin: &Admin, body: B) -> Response<Full<Bytes>>
+where
+    B: Body,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let refuse = |reason: &dyn std::fmt::Display| {
+        response(StatusCode::BAD_REQUEST, TEXT, format!("the level stays as it is: {reason}\n"))
+    };
+    let body = match Limited::new(body, BODY_LIMIT).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(error) => return refuse(&error),
+    };
+    let level = match std::str::from_utf8(&body) {
+        Ok(level) => level.trim(),
+        Err(error) => return refuse(&error),
+    };
+    match admin.logs.level.set(level) {
+        Ok(()) => {
+            tracing::info!(level, "the log level was changed");
+            show_level(admin)
+        }
+        Err(error) => refuse(&error),
+    }
+}
+
+fn response(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}

@@ -1,0 +1,117 @@
+//! One connection to a peer, as its caller holds it: counted streams on a shared `h2` handle.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::{Rc, Weak},
+    task::{Context, Poll, Waker},
+};
+
+use bytes::Bytes;
+use h2::{
+    SendStream,
+    client::{ResponseFuture, SendRequest},
+};
+use http::Request;
+
+use super::{pool::PeerPool, settings::STREAMS};
+
+/// One connection. It lives as long as the pool or a stream holds it; the last to go makes `h2` send GOAWAY and close.
+pub(super) struct Connection {
+    sender: RefCell<SendRequest<Bytes>>,
+    open: Cell<usize>,
+    used: Cell<bool>,
+    /// Takes no new streams any more.
+    retired: Cell<bool>,
+    home: Weak<PeerPool>,
+}
+
+/// Why a stream could not be opened.
+pub(super) enum NotOpened {
+    /// The connection is going or gone; the request is given back for another one.
+    ConnectionGone(Request<()>),
+    /// The request itself cannot be carried.
+    Request(h2::Error),
+}
+
+impl Connection {
+    pub(super) fn new(sender: SendRequest<Bytes>, home: Weak<PeerPool>) -> Rc<Self> {
+        Rc::new(Self {
+            sender: RefCell::new(sender),
+            open: Cell::new(0),
+            used: Cell::new(true),
+            retired: Cell::new(false),
+            home,
+        })
+    }
+
+    pub(super) fn has_room(&self) -> bool {
+        !self.retired.get() && self.open.get() < STREAMS
+    }
+
+    /// A place for one more stream, if there is one.
+    pub(super) fn slot(self: &Rc<Self>) -> Option<Slot> {
+        if !self.has_room() {
+            return None;
+        }
+        self.open.set(self.open.get() + 1);
+        self.used.set(true);
+        Some(Slot { connection: Rc::clone(self) })
+    }
+
+    /// Whether it carried a stream since this was last asked.
+    pub(super) fn was_used(&self) -> bool {
+        self.used.take() || self.open.get() > 0
+    }
+
+    /// Takes no new streams; those that run go on.
+    pub(super) fn retire(&self) {
+        if !self.retired.replace(true)
+            && let Some(home) = self.home.upgrade()
+        {
+            home.remove(self);
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn open_streams(&self) -> usize {
+        self.open.get()
+    }
+}
+
+/// A place on a connection, given back when dropped. Held for as long as its stream is open.
+pub(super) struct Slot {
+    connection: Rc<Connection>,
+}
+
+impl Slot {
+    /// Opens the stream.
+    pub(super) fn open(
+        &self,
+        request: Request<()>,
+        end_of_stream: bool,
+    ) -> Result<(ResponseFuture, SendStream<Bytes>), NotOpened> {
+        let mut sender = self.connection.sender.borrow_mut();
+        let mut cx = Context::from_waker(Waker::noop());
+        let opened = match sender.poll_ready(&mut cx) {
+            Poll::Ready(Ok(())) => sender.send_request(request, end_of_stream),
+            // An earlier stream still waits for the peer's limit, since its own count ran behind ours. A handle of
+            // its own lets this one queue behind it.
+            Poll::Pending => sender.clone().send_request(request, end_of_stream),
+            Poll::Ready(Err(_)) => {
+                drop(sender);
+                self.connection.retire();
+                return Err(NotOpened::ConnectionGone(request));
+            }
+        };
+        opened.map_err(NotOpened::Request)
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.connection.open.set(self.connection.open.get() - 1);
+        if let Some(home) = self.connection.home.upgrade() {
+            home.offer(&self.connection);
+        }
+    }
+}

@@ -1,0 +1,324 @@
+//! Bytes both ways between a socket and a tunnel: half-close, resets, back-pressure, an idle timeout.
+
+use std::{
+    future::poll_fn,
+    io::{self, IoSlice},
+    pin::{Pin, pin},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use h2::Reason as Code;
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite},
+    net::TcpStream,
+    time::{Instant, sleep_until},
+};
+
+use super::{pump::PumpError, tunnel::Tunnel};
+
+/// Sizes of the read buffer: a stream that fills one gets the next, one that rests falls back to the first. So ten
+/// thousand quiet connections cost 10 MiB, and a bulk one reads 256 KiB at a time.
+const READ: [usize; 3] = [1024, 16 * 1024, 256 * 1024];
+/// How often rest and idleness are looked at.
+const LOOK: Duration = Duration::from_secs(10);
+/// Chunks that go to the socket in one write.
+const GATHER: usize = 16;
+/// Reads or writes of one direction before the other directions' and other tasks' turn.
+const TURN: usize = 16;
+
+/// A socket whose connection can be broken off so that its peer sees RST, not FIN.
+pub trait Socket: AsyncRead + AsyncWrite + Unpin {
+    /// Breaks off.
+    fn abort(self);
+}
+
+impl Socket for TcpStream {
+    fn abort(self) {
+        // Closing with a linger time of 0 is what sends RST. It fails only for a socket that is gone already.
+        let _gone = socket2::SockRef::from(&self).set_linger(Some(Duration::ZERO));
+    }
+}
+
+impl Socket for TokioIo<Upgraded> {
+    fn abort(self) {
+        // What was read ahead is lost with the connection.
+        if let Ok(parts) = self.into_inner().downcast::<TokioIo<TcpStream>>() {
+            parts.io.into_inner().abort();
+        }
+    }
+}
+
+/// How a copy ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Both sides said FIN.
+    Finished,
+    /// The socket's side broke off; the tunnel was reset.
+    SocketReset,
+    /// The tunnel's side broke off; the socket was reset.
+    TunnelReset,
+    /// No byte either way for the idle timeout; both were reset.
+    Idle,
+}
+
+/// What a copy did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Copied {
+    /// Bytes from the socket into the tunnel.
+    pub sent: u64,
+    /// Bytes from the tunnel into the socket.
+    pub received: u64,
+    /// How it ended.
+    pub end: End,
+}
+
+/// Copies until both sides have ended, one has broken off, or nothing has moved for `idle` (looked at every ten
+/// seconds, or more often when it is shorter). `early` was already read from the socket and goes first.
+pub async fn both_ways<S: Socket>(mut socket: S, tunnel: Tunnel, early: Bytes, idle: Duration) -> Copied {
+    let mut copy = Copy {
+        tunnel,
+        up: Up { early, buffer: BytesMut::new(), size: 0, done: false, bytes: 0 },
+        down: Down { chunks: Chunks::default(), ended: false, done: false, bytes: 0 },
+        moved: false,
+    };
+    let look = LOOK.min(idle);
+    let mut rested = Duration::ZERO;
+    let mut alarm = pin!(sleep_until(Instant::now() + look));
+    let end = poll_fn(|cx| {
+        loop {
+            if let Poll::Ready(end) = copy.poll(&mut socket, cx) {
+                return Poll::Ready(end);
+            }
+            ready!(alarm.as_mut().poll(cx));
+            alarm.as_mut().reset(Instant::now() + look);
+            rested = if copy.moved { Duration::ZERO } else { rested + look };
+            if rested >= idle {
+                return Poll::Ready(End::Idle);
+            }
+            if !std::mem::take(&mut copy.moved) {
+                copy.up.rest();
+            }
+        }
+    })
+    .await;
+    match end {
+        End::Finished => {}
+        End::SocketReset => copy.tunnel.reset(Code::CONNECT_ERROR),
+        End::TunnelReset => socket.abort(),
+        End::Idle => {
+            copy.tunnel.reset(Code::CANCEL);
+            socket.abort();
+        }
+    }
+    Copied { sent: copy.up.bytes, received: copy.down.bytes, end }
+}
+
+struct Copy {
+    tunnel: Tunnel,
+    up: Up,
+    down: Down,
+    /// Since the alarm last looked.
+    moved: bool,
+}
+
+impl Copy {
+    fn poll<S: Socket>(&mut self, socket: &mut S, cx: &mut Context<'_>) -> Poll<End> {
+        let before = self.up.bytes + self.down.bytes;
+        let up = self.up.poll(&mut self.tunnel, socket, cx);
+        let down = self.down.poll(&mut self.tunnel, socket, cx);
+        self.moved |= self.up.bytes + self.down.bytes != before;
+        match (up, down) {
+            (Poll::Ready(Err(end)), _) | (_, Poll::Ready(Err(end))) => Poll::Ready(end),
+            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(End::Finished),
+            // A direction that is through no longer hears of a reset; the other's wait may have no end by itself.
+            (Poll::Pending, Poll::Ready(Ok(()))) => self.tunnel.poll_reset(cx).map(|()| End::TunnelReset),
+            _ => Poll::Pending,
+        }
+    }
+}
+
+/// From the socket into the tunnel.
+struct Up {
+    early: Bytes,
+    buffer: BytesMut,
+    /// Index into [`READ`].
+    size: usize,
+    done: bool,
+    bytes: u64,
+}
+
+impl Up {
+    /// Nothing moves: keep no buffer.
+    fn rest(&mut self) {
+        self.buffer = BytesMut::new();
+        self.size = 0;
+    }
+
+    fn poll<S: Socket>(
+        &mut self,
+        tunnel: &mut Tunnel,
+        socket: &mut S,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), End>> {
+        for _ in 0..TURN {
+            if self.done {
+                return Poll::Ready(Ok(()));
+            }
+            // Only what may be sent is read, so the application feels a peer that does not read.
+            let room = match ready!(tunnel.poll_room(cx, READ[self.size])) {
+                Ok(room) => room,
+                Err(PumpError::Peer(_) | PumpError::Stream(_) | PumpError::Body(_)) => {
+                    return Poll::Ready(Err(End::TunnelReset));
+                }
+            };
+            if !self.early.is_empty() {
+                let now = self.early.split_to(room.min(self.early.len()));
+                self.send(tunnel, now)?;
+                continue;
+            }
+            match ready!(self.poll_read(socket, room, cx)) {
+                Ok(0) => {
+                    self.done = true;
+                    tunnel.finish().map_err(|_| End::TunnelReset)?;
+                }
+                Ok(_) => {
+                    let data = self.buffer.split().freeze();
+                    self.send(tunnel, data)?;
+                }
+                Err(_) => return Poll::Ready(Err(End::SocketReset)),
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn send(&mut self, tunnel: &mut Tunnel, data: Bytes) -> Result<(), End> {
+        self.bytes += data.len() as u64;
+        tunnel.send(data).map_err(|_| End::TunnelReset)
+    }
+
+    fn poll_read<S: Socket>(
+        &mut self,
+        socket: &mut S,
+        room: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        let size = READ[self.size];
+        // What is left of the last allocation does while it is worth a read.
+        if self.buffer.capacity() < size / 4 {
+            self.buffer.reserve(size);
+        }
+        let space = self.buffer.capacity().min(room);
+        let mut target = (&mut self.buffer).limit(space);
+        // `read_buf` keeps nothing between polls, so it may be made anew for each.
+        let read = ready!(pin!(socket.read_buf(&mut target)).poll(cx))?;
+        if read == space && read >= size / 4 && self.size + 1 < READ.len() {
+            self.size += 1;
+        }
+        Poll::Ready(Ok(read))
+    }
+}
+
+/// From the tunnel into the socket.
+struct Down {
+    chunks: Chunks,
+    /// END_STREAM came.
+    ended: bool,
+    /// And FIN was passed on.
+    done: bool,
+    bytes: u64,
+}
+
+impl Down {
+    fn poll<S: Socket>(
+        &mut self,
+        tunnel: &mut Tunnel,
+        socket: &mut S,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), End>> {
+        for _ in 0..TURN {
+            if self.done {
+                return Poll::Ready(Ok(()));
+            }
+            let mut waiting = false;
+            while !self.ended && !waiting && self.chunks.has_room() {
+                match tunnel.poll_receive(cx) {
+                    Poll::Pending => waiting = true,
+                    Poll::Ready(None) => self.ended = true,
+                    Poll::Ready(Some(Ok(chunk))) => self.chunks.push(chunk),
+                    Poll::Ready(Some(Err(_))) => return Poll::Ready(Err(End::TunnelReset)),
+                }
+            }
+            if self.chunks.is_empty() {
+                if !self.ended {
+                    return Poll::Pending;
+                }
+                let shut = ready!(Pin::new(&mut *socket).poll_shutdown(cx));
+                self.done = true;
+                // An application that closed both ways already needs no FIN.
+                if let Err(error) = shut
+                    && error.kind() != io::ErrorKind::NotConnected
+                {
+                    return Poll::Ready(Err(End::SocketReset));
+                }
+                continue;
+            }
+            match ready!(self.chunks.poll_write(socket, cx)) {
+                Ok(0) | Err(_) => return Poll::Ready(Err(End::SocketReset)),
+                Ok(written) => {
+                    tunnel.release(written);
+                    self.bytes += written as u64;
+                }
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+/// Received chunks on their way into the socket, so that many small ones are one system call.
+#[derive(Default)]
+struct Chunks {
+    held: std::collections::VecDeque<Bytes>,
+}
+
+impl Chunks {
+    fn has_room(&self) -> bool {
+        self.held.len() < GATHER
+    }
+
+    fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
+
+    fn push(&mut self, chunk: Bytes) {
+        self.held.push_back(chunk);
+    }
+
+    fn poll_write<S: Socket>(&mut self, socket: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let socket = Pin::new(socket);
+        let written = if self.held.len() > 1 && socket.is_write_vectored() {
+            let mut slices = [IoSlice::new(&[]); GATHER];
+            for (slice, chunk) in slices.iter_mut().zip(&self.held) {
+                *slice = IoSlice::new(chunk);
+            }
+            ready!(socket.poll_write_vectored(cx, &slices[..self.held.len()]))?
+        } else {
+            ready!(socket.poll_write(cx, &self.held[0]))?
+        };
+        let mut left = written;
+        while let Some(first) = self.held.front_mut() {
+            if left < first.len() {
+                first.advance(left);
+                break;
+            }
+            left -= first.len();
+            self.held.pop_front();
+        }
+        Poll::Ready(Ok(written))
+    }
+}

@@ -1,0 +1,182 @@
+//! The answering side of one accepted connection: who calls and for what, then its requests, each in a task of its own.
+
+use std::{
+    cell::Cell,
+    future::poll_fn,
+    io,
+    rc::Rc,
+    task::Poll,
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use h2::{
+    Reason as Code, RecvStream,
+    server::{Connection, SendResponse},
+};
+use heddle_api::{
+    carrier::{ALPN, BadServerName, ServerName},
+    identity::SpiffeId,
+};
+use http::Request;
+use tokio::{net::TcpStream, task::spawn_local, time::timeout};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+
+use super::{
+    keeper::{AbortOnDrop, Signal, keep_server},
+    meter::{Metered, Side},
+    settings::{HANDLERS, HANDSHAKE, tls_buffer},
+};
+use crate::identity::{
+    Credentials,
+    verify::{self, PeerError},
+};
+
+/// Why an accepted connection was closed before its first request.
+#[derive(Debug, thiserror::Error)]
+pub enum AcceptError {
+    /// The caller took too long.
+    #[error("no TLS and HTTP/2 handshake within {0:?}")]
+    Timeout(Duration),
+    /// The TLS handshake failed; where the TLS library itself judged the certificate, so did that.
+    #[error("TLS handshake: {0}")]
+    Tls(#[source] io::Error),
+    /// The caller's certificate is none of this mesh's.
+    #[error(transparent)]
+    Identity(#[from] PeerError),
+    /// No ALPN in common.
+    #[error("the caller does not speak heddle/1")]
+    Protocol,
+    /// The caller said no server name.
+    #[error("the caller named no port by its TLS server name")]
+    NoServerName,
+    /// The caller said another one.
+    #[error(transparent)]
+    ServerName(#[from] BadServerName),
+    /// The HTTP/2 preface or SETTINGS are wrong.
+    #[error("HTTP/2 handshake: {0}")]
+    Http2(#[source] h2::Error),
+}
+
+impl AcceptError {
+    /// Whether the caller's certificate was the reason, which is counted.
+    #[must_use]
+    pub fn is_identity(&self) -> bool {
+        match self {
+            Self::Identity(_) => true,
+            Self::Tls(error) => matches!(
+                error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()),
+                Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented)
+            ),
+            _ => false,
+        }
+    }
+}
+
+/// An accepted connection whose caller is known.
+pub struct Incoming {
+    /// Who calls.
+    pub peer: SpiffeId,
+    /// Which port of the pod it is for, and what the application is to get.
+    pub name: ServerName,
+    connection: Connection<Metered<TlsStream<TcpStream>>, Bytes>,
+}
+
+impl std::fmt::Debug for Incoming {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Incoming").field("peer", &self.peer).field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// Shakes hands with a caller: TLS, its identity, its server name, HTTP/2. Within ten seconds.
+///
+/// # Errors
+/// When any of them is refused; the connection is closed then.
+pub async fn handshake(io: TcpStream, credentials: &Credentials) -> Result<Incoming, AcceptError> {
+    timeout(HANDSHAKE, shake_hands(io, credentials)).await.unwrap_or(Err(AcceptError::Timeout(HANDSHAKE)))
+}
+
+async fn shake_hands(io: TcpStream, credentials: &Credentials) -> Result<Incoming, AcceptError> {
+    io.set_nodelay(true).map_err(AcceptError::Tls)?;
+    let mut tls = TlsAcceptor::from(credentials.server.clone()).accept(io).await.map_err(AcceptError::Tls)?;
+    let session = tls.get_mut().1;
+    let peer = verify::peer(session.peer_certificates(), &credentials.trust, SystemTime::now())?;
+    if session.alpn_protocol() != Some(ALPN) {
+        return Err(AcceptError::Protocol);
+    }
+    let name: ServerName = session.server_name().ok_or(AcceptError::NoServerName)?.parse()?;
+    session.set_buffer_limit(Some(tls_buffer(name.form)));
+    let connection = super::settings::server(name.form)
+        .handshake(Metered::new(tls, Side::Server))
+        .await
+        .map_err(AcceptError::Http2)?;
+    Ok(Incoming { peer, name, connection })
+}
+
+impl Incoming {
+    /// Serves until the connection ends. Each request runs in a task of its own, which must watch for the caller's cancel
+    /// ([`unless_reset`](super::unless_reset), [`respond`](super::respond)). When `drain` is through, GOAWAY is sent and
+    /// what runs or still comes is served to its end. Dropping the future ends the connection at once.
+    ///
+    /// # Errors
+    /// What ended the connection, when that was not an orderly close.
+    pub async fn serve<H, F>(
+        mut self,
+        handler: H,
+        drain: impl Future<Output = ()> + 'static,
+    ) -> Result<(), h2::Error>
+    where
+        H: Fn(Request<RecvStream>, SendResponse<Bytes>) -> F,
+        F: Future<Output = ()> + 'static,
+    {
+        let signal = Rc::new(Signal::default());
+        let ping = self.connection.ping_pong().expect("the first to ask for a connection's PINGs");
+        let keeper = spawn_local(keep_server(Rc::clone(&signal), ping, drain));
+        let _keeper = AbortOnDrop(keeper.abort_handle());
+        let mut draining = false;
+        loop {
+            let accepted = poll_fn(|cx| {
+                signal.register(cx);
+                if signal.dead.get() {
+                    return Poll::Ready(None);
+                }
+                if signal.drain.get() && !draining {
+                    draining = true;
+                    self.connection.graceful_shutdown();
+                }
+                self.connection.poll_accept(cx)
+            })
+            .await;
+            let Some(accepted) = accepted else { return Ok(()) };
+            let (request, mut respond) = accepted?;
+            signal.used.set(true);
+            if signal.handlers.get() >= HANDLERS {
+                respond.send_reset(Code::REFUSED_STREAM);
+                continue;
+            }
+            let running = Running::one_more(&signal);
+            let handled = handler(request, respond);
+            spawn_local(async move {
+                let _running = running;
+                handled.await;
+            });
+        }
+    }
+}
+
+/// A handler that runs.
+struct Running(Rc<Signal>);
+
+impl Running {
+    fn one_more(signal: &Rc<Signal>) -> Self {
+        signal.handlers.set(signal.handlers.get() + 1);
+        Self(Rc::clone(signal))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let handlers: &Cell<usize> = &self.0.handlers;
+        handlers.set(handlers.get() - 1);
+    }
+}

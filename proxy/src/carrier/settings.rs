@@ -1,0 +1,176 @@
+//! The HTTP/2 settings of both ends, and the sum of the memory that they allow.
+//!
+//! **The sum.** What one connection can make a sidecar hold, at most:
+//!
+//! | what | http1, http2 | tcp |
+//! |---|---|---|
+//! | unread data: streams × stream window | 128 × 256 KiB = 32 MiB | 128 × 1 MiB = 128 MiB |
+//! | unsent data: streams × send buffer | 128 × 128 KiB = 16 MiB | 128 × 512 KiB = 64 MiB |
+//! | header lists: streams × list | 128 × 512 KiB = 64 MiB | 128 × 16 KiB = 2 MiB |
+//! | bookkeeping of small frames, by `h2`'s own estimate of 256 bytes each | 64 MiB | 64 MiB |
+//! | one frame being read, one batch being encrypted | 0.5 MiB | 1 MiB |
+//! | **worst of an authenticated peer that does its worst** | **176.5 MiB** | **259 MiB** |
+//!
+//! The calling side opens 100 streams on a connection at most, so what stalled readers alone can hold of honest traffic is
+//! 100 × 256 KiB = 25 MiB for HTTP and 100 MiB for opaque TCP, on each side; a stream that flows holds next to nothing.
+//! With [`CONNECTIONS_PER_PEER`] connections the pool of a worker holds 16 times that for one peer, if all of its 1,600
+//! streams stall at once. The header lists of requests are checked against 64 KiB as soon as they are accepted, so that
+//! row is 128 × 64 KiB = 8 MiB of accepted ones.
+//!
+//! **Why these.** The connection window is twice what all the streams may hold, so that it is never what stops a stream:
+//! one reader that stalls takes its own window from the connection and nothing of its neighbours'. `h2`'s budget for
+//! small frames would end the whole connection (`too_many_data_frames`) because of one stalled reader; at 64 MiB it takes
+//! more than a full stream window of frames of one byte. Its count of resets that the peer provokes is of the
+//! connection's whole life, so any limit would kill a connection that lives long: it is off, and the meter has one by rate.
+
+use std::time::Duration;
+
+use heddle_api::carrier::Form;
+
+/// Streams that the calling side keeps open on a connection; then another connection takes them.
+pub const STREAMS: usize = 100;
+/// Streams that the answering side allows: slack over [`STREAMS`], since a stream that ends is counted out at one side
+/// before the other.
+pub const STREAMS_ACCEPTED: u32 = 128;
+/// Handlers of one connection that may run at once. More than its streams, since the handler of a cancelled stream lives
+/// a moment longer; streams beyond are refused (REFUSED_STREAM).
+pub const HANDLERS: usize = 1024;
+/// Connections of one worker to one peer, per server name and identity.
+pub const CONNECTIONS_PER_PEER: usize = 16;
+/// Requests of one worker that may wait for a connection to one peer.
+pub const WAITING_PER_PEER: usize = 4096;
+
+/// A connection that this sidecar opened takes no new streams after this time, give or take [`AGE_JITTER`].
+pub const AGE: Duration = Duration::from_secs(30 * 60);
+/// Share of [`AGE`], in percent, by which it varies either way.
+pub const AGE_JITTER: u64 = 20;
+/// The calling side closes a connection that carried nothing for so long.
+pub const CLIENT_IDLE: Duration = Duration::from_secs(90);
+/// The answering side does, later: the side that would send the next request gives up first, so none crosses a close.
+pub const SERVER_IDLE: Duration = Duration::from_secs(600);
+/// A PING is sent this often, which bounds how long a dead peer goes unnoticed …
+pub const PING_EVERY: Duration = Duration::from_secs(15);
+/// … together with the time its answer may take.
+pub const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// The answering side's bound for TLS and HTTP/2 handshakes together.
+pub const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// Above the sidecar's own limit of 64 KiB for names plus values, which must be the one that is hit: HTTP/2 counts 32
+/// bytes more for each header (RFC 9113, 6.5.2), so this leaves room for 14,336 headers.
+const HEADER_LIST: u32 = 512 * 1024;
+/// A tunnel's CONNECT has next to no headers.
+const HEADER_LIST_TCP: u32 = 16 * 1024;
+/// See the module's documentation.
+const SMALL_FRAME_BUDGET: usize = 64 * 1024 * 1024;
+/// Streams that the peer cancelled before this side looked at them; enough for a deadline that cancels two thousand.
+const CANCELLED_UNSEEN: usize = 2048;
+/// Streams that this side cancelled, and whose frames in flight are ignored for [`CANCELLED_REMEMBERED`]. A frame for
+/// a forgotten one is answered with a reset.
+const CANCELLED: usize = 4096;
+const CANCELLED_REMEMBERED: Duration = Duration::from_secs(5);
+
+/// What depends on the form of a connection's streams: requests want many small ones, tunnels few large ones.
+struct Sizes {
+    stream_window: u32,
+    frame: u32,
+    send_buffer: usize,
+    header_list: u32,
+}
+
+const fn sizes(form: Form) -> Sizes {
+    match form {
+        Form::Http1 | Form::Http2 => Sizes {
+            stream_window: 256 * 1024,
+            frame: 64 * 1024,
+            send_buffer: 128 * 1024,
+            header_list: HEADER_LIST,
+        },
+        Form::Tcp => Sizes {
+            stream_window: 1024 * 1024,
+            frame: 256 * 1024,
+            send_buffer: 512 * 1024,
+            header_list: HEADER_LIST_TCP,
+        },
+    }
+}
+
+impl Sizes {
+    const fn connection_window(&self) -> u32 {
+        2 * STREAMS_ACCEPTED * self.stream_window
+    }
+}
+
+/// Bytes that TLS may hold encrypted and unsent: a frame goes out in one write.
+#[must_use]
+pub const fn tls_buffer(form: Form) -> usize {
+    2 * sizes(form).frame as usize
+}
+
+/// The calling side.
+#[must_use]
+pub fn client(form: Form) -> h2::client::Builder {
+    let sizes = sizes(form);
+    let mut builder = h2::client::Builder::new();
+    builder
+        .enable_push(false)
+        // Nothing may be sent before the peer's SETTINGS: they prove that it accepted our certificate.
+        .initial_max_send_streams(0)
+        .initial_window_size(sizes.stream_window)
+        .initial_connection_window_size(sizes.connection_window())
+        .max_frame_size(sizes.frame)
+        .max_send_buffer_size(sizes.send_buffer)
+        .max_header_list_size(sizes.header_list)
+        .max_concurrent_reset_streams(CANCELLED)
+        .reset_stream_duration(CANCELLED_REMEMBERED)
+        .max_local_error_reset_streams(None)
+        .data_frame_budget(SMALL_FRAME_BUDGET);
+    builder
+}
+
+/// The answering side.
+#[must_use]
+pub fn server(form: Form) -> h2::server::Builder {
+    let sizes = sizes(form);
+    let mut builder = h2::server::Builder::new();
+    builder
+        .max_concurrent_streams(STREAMS_ACCEPTED)
+        .initial_window_size(sizes.stream_window)
+        .initial_connection_window_size(sizes.connection_window())
+        .max_frame_size(sizes.frame)
+        .max_send_buffer_size(sizes.send_buffer)
+        .max_header_list_size(sizes.header_list)
+        .max_pending_accept_reset_streams(CANCELLED_UNSEEN)
+        .max_concurrent_reset_streams(CANCELLED)
+        .reset_stream_duration(CANCELLED_REMEMBERED)
+        .max_local_error_reset_streams(None)
+        .data_frame_budget(SMALL_FRAME_BUDGET);
+    if form != Form::Tcp {
+        builder.enable_connect_protocol();
+    }
+    builder
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_full_of_one_byte_frames_stays_within_the_budget_of_small_frames() {
+        // h2 charges each frame with what it lacks of 256 bytes.
+        assert!(sizes(Form::Http1).stream_window as usize * 255 <= SMALL_FRAME_BUDGET);
+    }
+
+    #[test]
+    fn the_connection_window_is_above_what_all_streams_hold_together() {
+        for form in [Form::Http1, Form::Http2, Form::Tcp] {
+            let sizes = sizes(form);
+            let held = u64::from(sizes.stream_window) * u64::from(STREAMS_ACCEPTED);
+            assert!(u64::from(sizes.connection_window()) >= 2 * held && sizes.connection_window() < 1 << 31);
+        }
+    }
+
+    #[test]
+    fn the_calling_side_gives_up_an_idle_connection_long_before_the_answering_side() {
+        assert!(CLIENT_IDLE + PING_EVERY * 2 < SERVER_IDLE);
+    }
+}

@@ -1,0 +1,218 @@
+//! The command line (contract: DESIGN.md, 'Command lines'). Every flag has an environment variable of the same
+//! name with the prefix `HEDDLE_`; lists are comma-separated there.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
+};
+
+use clap::{Args, Parser, Subcommand};
+use heddle_api::{identity::PodName, ports};
+
+/// Heddle's sidecar.
+#[derive(Debug, Parser)]
+#[command(name = "heddle-proxy", version, about)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What the sidecar can be asked to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve one pod's traffic until SIGTERM.
+    Run(Box<RunArgs>),
+}
+
+/// Flags of `run`.
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    /// The control plane, https://HOST:PORT.
+    #[arg(long, env = "HEDDLE_CONTROL_PLANE", value_name = "URL", value_parser = url)]
+    pub control_plane: http::Uri,
+
+    /// The control plane's CA certificate, PEM. Read anew at each connect.
+    #[arg(long, env = "HEDDLE_CONTROL_PLANE_CA", value_name = "FILE")]
+    pub control_plane_ca: PathBuf,
+
+    /// The token that says who this pod is. Read anew at each connect.
+    #[arg(long, env = "HEDDLE_TOKEN_FILE", value_name = "FILE")]
+    pub token_file: PathBuf,
+
+    /// The pod that this sidecar serves.
+    #[arg(long, env = "HEDDLE_POD", value_name = "NAMESPACE/NAME")]
+    pub pod: PodName,
+
+    /// The pod's address; all five ports listen on it. Repeat for a second family. Without it the pod's addresses are
+    /// those of the network interfaces.
+    #[arg(long, env = "HEDDLE_POD_IP", value_name = "IP", value_delimiter = ',')]
+    pub pod_ip: Vec<IpAddr>,
+
+    /// Outbound capture and explicit proxy. Repeatable.
+    #[arg(long, env = "HEDDLE_OUTBOUND_LISTEN", value_name = "ADDR", value_delimiter = ',')]
+    pub outbound_listen: Vec<SocketAddr>,
+
+    /// Inbound plaintext. Repeatable.
+    #[arg(long, env = "HEDDLE_INBOUND_LISTEN", value_name = "ADDR", value_delimiter = ',')]
+    pub inbound_listen: Vec<SocketAddr>,
+
+    /// Inbound mTLS from other sidecars. Repeatable.
+    #[arg(long, env = "HEDDLE_MESH_LISTEN", value_name = "ADDR", value_delimiter = ',')]
+    pub mesh_listen: Vec<SocketAddr>,
+
+    /// Admin: /metrics, /ready, /config, /log-level. Repeatable.
+    #[arg(long, env = "HEDDLE_ADMIN_LISTEN", value_name = "ADDR", value_delimiter = ',')]
+    pub admin_listen: Vec<SocketAddr>,
+
+    /// /ready and /metrics for kubelet and Prometheus. Repeatable.
+    #[arg(long, env = "HEDDLE_METRICS_LISTEN", value_name = "ADDR", value_delimiter = ',')]
+    pub metrics_listen: Vec<SocketAddr>,
+
+    /// A listener whose destination is one Service port, for programs that speak no HTTP. Repeatable.
+    #[arg(long, env = "HEDDLE_FORWARD", value_name = "LISTEN=NAME:PORT", value_delimiter = ',')]
+    pub forward: Vec<Forward>,
+
+    /// Traffic threads [default: the CPU limit rounded up, at most 4].
+    #[arg(long, env = "HEDDLE_WORKERS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub workers: Option<u16>,
+
+    /// The longest that open connections may take to end after SIGTERM.
+    #[arg(long, env = "HEDDLE_DRAIN_TIME", default_value = "30s", value_parser = duration)]
+    pub drain_time: Duration,
+
+    /// How long a client may be silent before the server is asked whether it speaks first.
+    #[arg(long, env = "HEDDLE_DETECT_TIMEOUT", default_value = "100ms", value_parser = duration)]
+    pub detect_timeout: Duration,
+
+    /// Bytes of header names plus values that a request or response may have.
+    #[arg(long, env = "HEDDLE_HEADER_LIMIT", default_value_t = 65_536,
+          value_parser = clap::value_parser!(u32).range(1_024..=1_048_576))]
+    pub header_limit: u32,
+
+    /// What is logged, as tracing's filter directives.
+    #[arg(long, env = "HEDDLE_LOG_LEVEL", default_value = "info")]
+    pub log_level: String,
+}
+
+/// One `--forward`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forward {
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// The Service port, `name:port`, lower-case.
+    pub name: String,
+}
+
+impl FromStr for Forward {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (listen, name) =
+            text.split_once('=').ok_or_else(|| format!("{text:?} is not LISTEN=NAME:PORT: no '='"))?;
+        let listen =
+            listen.parse().map_err(|_| format!("{listen:?} is not ADDRESS:PORT, such as 127.0.0.2:5432"))?;
+        let port = name.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
+        if !matches!(port, Some(Ok(1..))) {
+            return Err(format!("{name:?} is not NAME:PORT, such as postgres.shop:5432"));
+        }
+        Ok(Self { listen, name: name.to_ascii_lowercase() })
+    }
+}
+
+fn url(text: &str) -> Result<http::Uri, String> {
+    let uri: http::Uri = text.parse().map_err(|error| format!("{error}"))?;
+    if uri.scheme_str() != Some("https") || uri.host().is_none() || uri.path() != "/" {
+        return Err("it is not https://HOST:PORT".to_owned());
+    }
+    Ok(uri)
+}
+
+fn duration(text: &str) -> Result<Duration, humantime::DurationError> {
+    humantime::parse_duration(text)
+}
+
+/// Where the five ports listen.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Listeners {
+    /// 15001.
+    pub outbound: Vec<SocketAddr>,
+    /// 15006.
+    pub inbound: Vec<SocketAddr>,
+    /// 15008.
+    pub mesh: Vec<SocketAddr>,
+    /// 15000.
+    pub admin: Vec<SocketAddr>,
+    /// 15020.
+    pub metrics: Vec<SocketAddr>,
+}
+
+impl RunArgs {
+    /// Every listener, defaults filled in: with `--pod-ip` all on those addresses; else outbound and admin on
+    /// loopback, the others on all addresses.
+    #[must_use]
+    pub fn listeners(&self) -> Listeners {
+        let loopback = [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)];
+        let everywhere = [IpAddr::from(Ipv4Addr::UNSPECIFIED), IpAddr::from(Ipv6Addr::UNSPECIFIED)];
+        let choose = |given: &[SocketAddr], default: &[IpAddr], port: u16| -> Vec<SocketAddr> {
+            if !given.is_empty() {
+                return given.to_vec();
+            }
+            let ips = if self.pod_ip.is_empty() { default } else { &self.pod_ip };
+            ips.iter().map(|&ip| SocketAddr::new(ip, port)).collect()
+        };
+        Listeners {
+            outbound: choose(&self.outbound_listen, &loopback, ports::OUTBOUND),
+            inbound: choose(&self.inbound_listen, &everywhere, ports::INBOUND),
+            mesh: choose(&self.mesh_listen, &everywhere, ports::MESH),
+            admin: choose(&self.admin_listen, &loopback, ports::ADMIN),
+            metrics: choose(&self.metrics_listen, &everywhere, ports::METRICS),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(extra: &[&str]) -> RunArgs {
+        let base = ["heddle-proxy", "run", "--control-plane", "https://127.0.0.1:15010"];
+        let files = ["--control-plane-ca", "ca.pem", "--token-file", "token", "--pod", "shop/web"];
+        let Command::Run(args) = Cli::parse_from(base.iter().chain(&files).chain(extra)).command;
+        *args
+    }
+
+    #[test]
+    fn with_a_pod_ip_everything_listens_there() {
+        let listeners = parse(&["--pod-ip", "127.0.0.2", "--admin-listen", "127.0.0.9:1"]).listeners();
+        assert_eq!(listeners.outbound, ["127.0.0.2:15001".parse().unwrap()]);
+        assert_eq!(listeners.mesh, ["127.0.0.2:15008".parse().unwrap()]);
+        assert_eq!(listeners.admin, ["127.0.0.9:1".parse().unwrap()]);
+        assert_eq!(listeners.metrics, ["127.0.0.2:15020".parse().unwrap()]);
+    }
+
+    #[test]
+    fn in_a_cluster_what_speaks_for_the_pod_is_on_loopback_only() {
+        let listeners = parse(&[]).listeners();
+        for address in listeners.outbound.iter().chain(&listeners.admin) {
+            assert!(address.ip().is_loopback(), "{address}");
+        }
+        for address in listeners.inbound.iter().chain(&listeners.mesh).chain(&listeners.metrics) {
+            assert!(address.ip().is_unspecified(), "{address}");
+        }
+    }
+
+    #[test]
+    fn a_forward_says_what_is_wrong_with_it() {
+        assert_eq!(
+            "127.0.0.2:5432=Postgres.shop:5432".parse(),
+            Ok(Forward { listen: "127.0.0.2:5432".parse().unwrap(), name: "postgres.shop:5432".into() })
+        );
+        for (text, word) in [("x", "no '='"), ("5432=a:1", "ADDRESS:PORT"), ("127.0.0.1:1=a", "NAME:PORT")] {
+            let error = text.parse::<Forward>().unwrap_err();
+            assert!(error.contains(word), "{error}");
+        }
+    }
+}

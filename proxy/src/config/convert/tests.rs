@@ -1,0 +1,518 @@
+//! Messages in, config or a named field out.
+
+use std::{sync::Arc, time::Duration};
+
+use http::StatusCode;
+
+use super::*;
+use crate::{
+    balance::Outcome,
+    config::{
+        Algorithm, BackendState, Destination, EndpointSet, Filter, PathMatch, PathModifier, Policy,
+        RetryPolicy, TextMatch,
+        inbound::{AccessLog, MtlsMode},
+    },
+};
+
+fn backend(key: &str) -> v1::Backend {
+    v1::Backend { key: key.into(), ..Default::default() }
+}
+
+fn share(backend: &str, weight: u32) -> v1::WeightedBackend {
+    v1::WeightedBackend { backend: backend.into(), weight, filters: vec![] }
+}
+
+fn header(name: &str, value: &str) -> v1::Header {
+    v1::Header { name: name.into(), value: value.into() }
+}
+
+fn filter(kind: v1::http_filter::Kind) -> v1::HttpFilter {
+    v1::HttpFilter { kind: Some(kind) }
+}
+
+fn path(kind: v1::path_match::Kind) -> Option<v1::PathMatch> {
+    Some(v1::PathMatch { kind: Some(kind) })
+}
+
+fn modifier(kind: v1::path_modifier::Kind) -> Option<v1::PathModifier> {
+    Some(v1::PathModifier { kind: Some(kind) })
+}
+
+/// One route to one rule with one backend.
+fn message() -> v1::Destination {
+    v1::Destination {
+        service: "shop/reviews:9080".into(),
+        http_routes: vec![v1::HttpRoute { name: "shop/split".into(), ..Default::default() }],
+        http_rules: vec![v1::HttpRule { backends: vec![share("shop/v1:80", 1)], ..Default::default() }],
+        backends: vec![backend("shop/v1:80")],
+        default_backend: "shop/v1:80".into(),
+        ..Default::default()
+    }
+}
+
+/// With one thing changed.
+fn changed(change: impl FnOnce(&mut v1::Destination)) -> v1::Destination {
+    let mut message = message();
+    change(&mut message);
+    message
+}
+
+fn convert(message: &v1::Destination) -> Result<Destination, ConvertError> {
+    destination(message, &mut |_| Arc::default())
+}
+
+fn with_filter(kind: v1::http_filter::Kind) -> v1::Destination {
+    changed(|m| m.http_rules[0].filters = vec![filter(kind)])
+}
+
+fn with_path(kind: v1::path_match::Kind) -> v1::Destination {
+    changed(|m| m.http_routes[0].path = path(kind))
+}
+
+fn converted_policy(policy: v1::TrafficPolicy) -> Policy {
+    let converted = convert(&changed(|m| m.backends[0].policy = Some(policy))).unwrap();
+    converted.default.unwrap().policy.clone()
+}
+
+fn converted_retry(retry: v1::RetryPolicy) -> RetryPolicy {
+    converted_policy(v1::TrafficPolicy { retry: Some(retry), ..Default::default() }).retry
+}
+
+/// Both the field and what is said of it.
+fn assert_refused(message: &v1::Destination, field: &str, problem: &str) {
+    let error = convert(message).expect_err(field);
+    assert_eq!(error.field, field, "{error}");
+    assert!(error.problem.contains(problem), "{error}");
+}
+
+#[test]
+fn what_is_absent_has_its_default() {
+    let converted = convert(&message()).unwrap();
+    assert_eq!(&*converted.service, "shop/reviews:9080");
+    assert_eq!(converted.protocol, AppProtocol::Detect);
+    let route = &converted.routes[0];
+    assert!(matches!(route.path, PathMatch::Any) && route.method.is_none());
+    assert!(converted.tcp.is_none());
+    let backend = converted.default.unwrap();
+    assert_eq!(backend.policy, Policy::default());
+    assert_eq!(converted_policy(v1::TrafficPolicy::default()), Policy::default());
+    let empty = v1::OutlierEjection::default();
+    let policy = v1::TrafficPolicy { outlier_ejection: Some(empty), ..Default::default() };
+    assert_eq!(converted_policy(policy), Policy::default());
+}
+
+#[test]
+fn a_backend_keeps_the_state_of_its_key_and_shares_it_with_every_route() {
+    let state = Arc::new(BackendState::default());
+    let mut asked = Vec::new();
+    let converted = destination(&message(), &mut |key| {
+        asked.push(key.to_owned());
+        Arc::clone(&state)
+    })
+    .unwrap();
+    assert_eq!(asked, ["shop/v1:80"]);
+    let picked = converted.rules[0].split.pick().unwrap().backend.as_ref().unwrap();
+    assert!(Arc::ptr_eq(&picked.state, &state));
+    assert!(Arc::ptr_eq(picked, converted.default.as_ref().unwrap()));
+}
+
+#[test]
+fn a_share_without_backend_stays_a_share() {
+    let converted = convert(&changed(|m| m.http_rules[0].backends = vec![share("shop/gone:80", 3)])).unwrap();
+    let split = &converted.rules[0].split;
+    assert_eq!((split.total, &*split.entries[0].name), (3, "shop/gone:80"));
+    assert!(split.entries[0].backend.is_none());
+}
+
+#[test]
+fn a_policy_is_taken_over() {
+    let policy = converted_policy(v1::TrafficPolicy {
+        algorithm: v1::Algorithm::RoundRobin.into(),
+        outlier_ejection: Some(v1::OutlierEjection {
+            consecutive_failures: 3,
+            base_ejection_ms: 1_000,
+            max_ejected_percent: 20,
+            interval_ms: 500,
+        }),
+        retry: None,
+        request_timeout_ms: Some(2_000),
+        connect_timeout_ms: 100,
+        idle_timeout_ms: 60_000,
+    });
+    assert_eq!(policy.algorithm, Algorithm::RoundRobin);
+    assert_eq!((policy.ejection.consecutive_failures, policy.ejection.max_percent), (3, 20));
+    assert_eq!((policy.ejection.base, policy.ejection.interval.as_millis()), (Duration::from_secs(1), 500));
+    assert_eq!(policy.request_timeout, Some(Duration::from_secs(2)));
+    assert_eq!(policy.connect_timeout, Duration::from_millis(100));
+    assert_eq!(policy.idle_timeout, Duration::from_secs(60));
+    let zero = v1::TrafficPolicy { request_timeout_ms: Some(0), ..Default::default() };
+    assert_eq!(converted_policy(zero).request_timeout, None);
+}
+
+#[test]
+fn retries_hold_on_what_is_named_and_by_default_where_nothing_is() {
+    let status = |code| StatusCode::from_u16(code).unwrap();
+    let none_named = converted_retry(v1::RetryPolicy { attempts: 7, ..Default::default() });
+    assert_eq!(none_named, RetryPolicy { attempts: 7, ..RetryPolicy::default() });
+
+    let named = converted_retry(v1::RetryPolicy {
+        attempts: 1,
+        on: vec![v1::RetryOn::Reset.into(), v1::RetryOn::TooManyRequests.into()],
+        statuses: vec![409],
+        any_method: true,
+        per_try_timeout_ms: Some(300),
+        budget_percent: Some(0),
+        budget_min_per_second: Some(0),
+        backoff_base_ms: 400,
+        ..Default::default()
+    });
+    assert!(named.on_reset && !named.on_connect_failure && named.any_method);
+    assert!(named.on_status.contains(status(429)) && named.on_status.contains(status(409)));
+    assert!(!named.on_status.contains(status(503)));
+    assert_eq!(named.per_try_timeout, Some(Duration::from_millis(300)));
+    assert_eq!((named.budget_percent, named.budget_min_per_second), (0, 0));
+    assert_eq!(
+        (named.backoff_base, named.backoff_max),
+        (Duration::from_millis(400), Duration::from_millis(400))
+    );
+
+    let on = |on: v1::RetryOn| converted_retry(v1::RetryPolicy { on: vec![on.into()], ..Default::default() });
+    assert!(on(v1::RetryOn::ConnectFailure).on_connect_failure);
+    assert!(on(v1::RetryOn::RetryOn5xx).on_status.contains(status(500)));
+    assert!(!on(v1::RetryOn::GatewayError).on_status.contains(status(500)));
+    assert!(on(v1::RetryOn::GatewayError).on_status.contains(status(504)));
+}
+
+#[test]
+fn a_routes_timeout_of_zero_switches_the_policys_off() {
+    let converted = convert(&changed(|m| {
+        m.http_rules[0].request_timeout_ms = Some(0);
+        m.http_rules[0].backend_timeout_ms = Some(u64::MAX);
+    }))
+    .unwrap();
+    let rule = &converted.rules[0];
+    for timeout in [rule.request_timeout.unwrap(), rule.backend_timeout.unwrap()] {
+        assert!(timeout >= Duration::from_secs(300 * 86_400));
+        assert!(std::time::Instant::now().checked_add(timeout).is_some());
+    }
+    assert_eq!(convert(&message()).unwrap().rules[0].request_timeout, None);
+}
+
+#[test]
+fn paths_are_stored_as_they_are_compared() {
+    use v1::path_match::Kind;
+    let stored = |kind| convert(&with_path(kind)).unwrap().routes.remove(0).path;
+    for (given, expected) in [("/", ""), ("/a", "/a"), ("/a/", "/a"), ("/a/b/", "/a/b")] {
+        assert!(
+            matches!(stored(Kind::Prefix(given.into())), PathMatch::Prefix(prefix) if prefix == expected)
+        );
+    }
+    assert!(matches!(stored(Kind::Exact("/a/".into())), PathMatch::Exact(exact) if exact == "/a/"));
+}
+
+#[test]
+fn expressions_are_anchored_at_both_ends() {
+    use v1::path_match::Kind;
+    let matched = |pattern: &str, path: &str| {
+        convert(&with_path(Kind::Regex(pattern.into()))).unwrap().routes[0].path.matches(path)
+    };
+    assert!(matched("/a|/b", "/a") && matched("/a|/b", "/b") && matched("/(a|ab)", "/ab"));
+    assert!(!matched("/a|/b", "/ax") && !matched("/a|/b", "x/b") && !matched("/a", "/a\n"));
+    assert!(!matched("(?m)^/a$", "/b\n/a"));
+    let value =
+        v1::ValueMatch { name: "X-User".into(), kind: Some(v1::value_match::Kind::Regex("a+".into())) };
+    let converted = convert(&changed(|m| m.http_routes[0].headers = vec![value])).unwrap();
+    let (name, TextMatch::Regex(regex)) = &converted.routes[0].headers[0] else { panic!("a regex") };
+    assert_eq!(name, "x-user");
+    assert!(regex.is_match("aa") && !regex.is_match("aab"));
+}
+
+#[test]
+fn filters_are_taken_over() {
+    use v1::http_filter::Kind;
+    let taken = |kind| convert(&with_filter(kind)).unwrap().rules.remove(0).filters.remove(0);
+    let headers = v1::HeaderModifier {
+        set: vec![header("Host", "a.example:80"), header("X-A", "1")],
+        add: vec![header("X-B", "2")],
+        remove: vec!["X-C".into()],
+    };
+    let Filter::RequestHeaders(headers) = taken(Kind::RequestHeaders(headers)) else { panic!("headers") };
+    assert_eq!((headers.set.len(), headers.add[0].0.as_str(), headers.remove[0].as_str()), (2, "x-b", "x-c"));
+
+    let Filter::Redirect(redirect) = taken(Kind::Redirect(v1::Redirect::default())) else {
+        panic!("a redirect")
+    };
+    assert_eq!(redirect.status, StatusCode::FOUND);
+    assert!(redirect.scheme.is_none() && redirect.hostname.is_none() && redirect.port.is_none());
+
+    for (given, expected) in [("", ""), ("/", ""), ("/x/", "/x"), ("x", "/x")] {
+        let path = modifier(v1::path_modifier::Kind::Prefix(given.into()));
+        let Filter::Rewrite(rewrite) = taken(Kind::Rewrite(v1::UrlRewrite { path, ..Default::default() }))
+        else {
+            panic!("a rewrite")
+        };
+        assert!(matches!(rewrite.path, Some(PathModifier::Prefix(prefix)) if prefix == expected), "{given}");
+    }
+    let mirror = |backend: &str, numerator, denominator| match taken(Kind::Mirror(v1::Mirror {
+        backend: backend.into(),
+        numerator,
+        denominator,
+    })) {
+        Filter::Mirror(mirror) => (mirror.backend.is_some(), mirror.numerator, mirror.denominator),
+        _ => panic!("a mirror"),
+    };
+    assert_eq!(mirror("shop/v1:80", 0, 0), (true, 1, 1));
+    assert_eq!(mirror("shop/gone:80", 1, 4), (false, 1, 4));
+}
+
+#[test]
+fn routes_that_make_no_sense_are_refused_by_field() {
+    use v1::path_match::Kind;
+    let route = "http_routes[0]";
+    let at = |field: &str| format!("{route}.{field}");
+    assert_refused(&changed(|m| m.http_routes[0].rule = 1), &at("rule"), "no index into 1");
+    assert_refused(
+        &changed(|m| m.http_routes[0].path = Some(v1::PathMatch::default())),
+        &at("path"),
+        "does not know",
+    );
+    assert_refused(&with_path(Kind::Exact("a".into())), &at("path.exact"), "begin with /");
+    assert_refused(&with_path(Kind::Prefix(String::new())), &at("path.prefix"), "begin with /");
+    assert_refused(&with_path(Kind::Regex("(".into())), &at("path.regex"), "unclosed group");
+    assert_refused(&with_path(Kind::Regex("a)|(b".into())), &at("path.regex"), "unopened group");
+    assert_refused(&with_path(Kind::Regex("[a-z]{1000}{1000}".into())), &at("path.regex"), "size limit");
+    assert_refused(&changed(|m| m.http_routes[0].method = "G T".into()), &at("method"), "not an HTTP method");
+    let value = |name: &str, kind| v1::ValueMatch { name: name.into(), kind };
+    let exact = || Some(v1::value_match::Kind::Exact("x".into()));
+    let headers = |v| changed(|m| m.http_routes[0].headers = vec![v]);
+    assert_refused(&headers(value("a b", exact())), &at("headers[0].name"), "not a header's name");
+    assert_refused(&headers(value("a", None)), &at("headers[0].kind"), "does not know");
+    let query = |v| changed(|m| m.http_routes[0].query = vec![v]);
+    assert_refused(&query(value("", exact())), &at("query[0].name"), "is empty");
+    let exact_path_with_prefix = changed(|m| {
+        m.http_routes[0].path = path(Kind::Exact("/a".into()));
+        let path = modifier(v1::path_modifier::Kind::Prefix("/b".into()));
+        let rewrite = v1::UrlRewrite { path, ..Default::default() };
+        m.http_rules[0].backends[0].filters = vec![filter(v1::http_filter::Kind::Rewrite(rewrite))];
+    });
+    assert_refused(&exact_path_with_prefix, &at("path"), "must be a prefix");
+}
+
+#[test]
+fn filters_that_make_no_sense_are_refused_by_field() {
+    use v1::http_filter::Kind;
+    let at = |field: &str| format!("http_rules[0].filters[0].{field}");
+    assert_refused(
+        &changed(|m| m.http_rules[0].filters = vec![v1::HttpFilter::default()]),
+        &at("kind"),
+        "not know",
+    );
+    let set = |name: &str, value: &str| {
+        with_filter(Kind::RequestHeaders(v1::HeaderModifier {
+            set: vec![header(name, value)],
+            ..Default::default()
+        }))
+    };
+    assert_refused(&set("a:", "x"), &at("request_headers.set[0].name"), "not a header's name");
+    assert_refused(&set("a", "x\r\ny: z"), &at("request_headers.set[0].value"), "not a header's value");
+    assert_refused(&set("host", "a b"), &at("request_headers.set[0].value"), "not a host");
+    for name in ["Content-Length", "transfer-encoding", "connection", "upgrade", "te", "trailer", "expect"] {
+        assert_refused(&set(name, "1"), &at("request_headers.set[0].name"), "cannot be changed");
+    }
+    let add = v1::HeaderModifier { add: vec![header("host", "a")], ..Default::default() };
+    assert_refused(
+        &with_filter(Kind::RequestHeaders(add)),
+        &at("request_headers.add[0].name"),
+        "cannot be changed",
+    );
+    let remove = v1::HeaderModifier { remove: vec!["content-length".into()], ..Default::default() };
+    assert_refused(
+        &with_filter(Kind::ResponseHeaders(remove)),
+        &at("response_headers.remove[0]"),
+        "cannot be",
+    );
+
+    let redirect = |redirect| with_filter(Kind::Redirect(redirect));
+    let empty = v1::Redirect::default;
+    assert_refused(
+        &redirect(v1::Redirect { scheme: "ftp".into(), ..empty() }),
+        &at("redirect.scheme"),
+        "neither",
+    );
+    assert_refused(&redirect(v1::Redirect { status: 200, ..empty() }), &at("redirect.status"), "200 is not");
+    assert_refused(&redirect(v1::Redirect { port: 70_000, ..empty() }), &at("redirect.port"), "not a port");
+    assert_refused(
+        &redirect(v1::Redirect { hostname: "u@h".into(), ..empty() }),
+        &at("redirect.hostname"),
+        "a host",
+    );
+    let unknown = Some(v1::PathModifier::default());
+    assert_refused(
+        &redirect(v1::Redirect { path: unknown, ..empty() }),
+        &at("redirect.path"),
+        "does not know",
+    );
+    for bad in ["/a?b", "/a#b", "/a b"] {
+        let path = modifier(v1::path_modifier::Kind::Full(bad.into()));
+        let rewrite = with_filter(Kind::Rewrite(v1::UrlRewrite { path, ..Default::default() }));
+        assert_refused(&rewrite, &at("rewrite.path.full"), "not a path");
+    }
+    let mirror = v1::Mirror { backend: "shop/v1:80".into(), numerator: 2, denominator: 1 };
+    assert_refused(&with_filter(Kind::Mirror(mirror)), &at("mirror.numerator"), "more than all");
+}
+
+#[test]
+fn destinations_that_make_no_sense_are_refused_by_field() {
+    assert_refused(&changed(|m| m.service.clear()), "service", "is empty");
+    assert_refused(&changed(|m| m.protocol = 9), "protocol", "9 is a value that this version does not know");
+    assert_refused(&changed(|m| m.default_backend = "x".into()), "default_backend", "not among");
+    assert_refused(&changed(|m| m.backends.push(backend("shop/v1:80"))), "backends[1].key", "comes twice");
+    assert_refused(&changed(|m| m.backends.push(backend(""))), "backends[1].key", "is empty");
+    let policy = |policy| changed(|m| m.backends[0].policy = Some(policy));
+    let unknown = v1::TrafficPolicy { algorithm: 77, ..Default::default() };
+    assert_refused(&policy(unknown), "backends[0].policy.algorithm", "does not know");
+    let ejection = Some(v1::OutlierEjection { max_ejected_percent: 101, ..Default::default() });
+    let over = v1::TrafficPolicy { outlier_ejection: ejection, ..Default::default() };
+    assert_refused(&policy(over), "backends[0].policy.outlier_ejection.max_ejected_percent", "more than 100");
+    let retry = |retry| changed(|m| m.http_rules[0].retry = Some(retry));
+    let at = |field: &str| format!("http_rules[0].retry.{field}");
+    assert_refused(
+        &retry(v1::RetryPolicy { on: vec![0], ..Default::default() }),
+        &at("on[0]"),
+        "says nothing",
+    );
+    assert_refused(
+        &retry(v1::RetryPolicy { on: vec![1, 99], ..Default::default() }),
+        &at("on[1]"),
+        "not know",
+    );
+    assert_refused(
+        &retry(v1::RetryPolicy { statuses: vec![200], ..Default::default() }),
+        &at("statuses[0]"),
+        "400",
+    );
+    let pauses = v1::RetryPolicy { backoff_base_ms: 2, backoff_max_ms: 1, ..Default::default() };
+    assert_refused(&retry(pauses), &at("backoff_max_ms"), "less than");
+}
+
+fn endpoint(address: &str, port: u32) -> v1::Endpoint {
+    let identity = "spiffe://cluster.local/ns/shop/sa/reviews".into();
+    v1::Endpoint { address: address.into(), port, identity, ..Default::default() }
+}
+
+fn set(endpoints: Vec<v1::Endpoint>, previous: &EndpointSet) -> Result<EndpointSet, ConvertError> {
+    super::endpoints(&v1::Endpoints { endpoints }, previous)
+}
+
+#[test]
+fn endpoints_are_taken_over_with_their_defaults() {
+    let draining =
+        v1::Endpoint { state: v1::EndpointState::Draining.into(), weight: 7, ..endpoint("fd00::1", 81) };
+    let outside = v1::Endpoint { identity: String::new(), must_be_meshed: true, ..endpoint("10.0.0.2", 80) };
+    let set = set(vec![endpoint("10.0.0.1", 80), draining, outside], &EndpointSet::default()).unwrap();
+    assert_eq!((set.all.len(), set.candidates.len()), (3, 2));
+    assert_eq!(set.all[0].identity.as_ref().unwrap().service_account(), "reviews");
+    assert_eq!((set.all[0].weight, set.all[1].weight), (1, 7));
+    assert_eq!(set.all[1].address.to_string(), "[fd00::1]:81");
+    assert!(set.all[1].draining && set.all[2].must_be_meshed && set.all[2].identity.is_none());
+}
+
+#[test]
+fn an_endpoint_that_stays_keeps_what_is_known_of_it() {
+    let first =
+        set(vec![endpoint("10.0.0.1", 80), endpoint("10.0.0.2", 80)], &EndpointSet::default()).unwrap();
+    let backend = convert(&message()).unwrap().default.unwrap();
+    let mut picked = crate::balance::pick(&backend, &first, &[first.all[1].address]).unwrap();
+    picked.load.judge(&backend, Outcome::Failure, Duration::from_millis(1));
+
+    let draining = v1::Endpoint { state: v1::EndpointState::Draining.into(), ..endpoint("10.0.0.1", 80) };
+    let second = set(vec![endpoint("10.0.0.3", 80), draining], &first).unwrap();
+    assert_eq!((second.all[1].stats.consecutive_failures(), second.all[1].stats.in_flight()), (1, 1));
+    assert_eq!(second.all[0].stats.consecutive_failures(), 0);
+
+    // The address has gone to somebody else.
+    let identity = "spiffe://cluster.local/ns/shop/sa/other".into();
+    let third = set(vec![v1::Endpoint { identity, ..endpoint("10.0.0.1", 80) }], &second).unwrap();
+    assert_eq!(third.all[0].stats.consecutive_failures(), 0);
+}
+
+#[test]
+fn endpoints_that_make_no_sense_are_refused_by_field() {
+    let cases = [
+        (endpoint("reviews", 80), "endpoints[1].address: \"reviews\" is not an IP address"),
+        (endpoint("10.0.0.2", 0), "endpoints[1].port: 0 is not a port"),
+        (endpoint("10.0.0.2", 65_536), "endpoints[1].port: 65536"),
+        (endpoint("10.0.0.1", 80), "endpoints[1].address: 10.0.0.1:80 comes twice"),
+        (v1::Endpoint { identity: "reviews".into(), ..endpoint("10.0.0.2", 80) }, "endpoints[1].identity: "),
+        (v1::Endpoint { state: 5, ..endpoint("10.0.0.2", 80) }, "endpoints[1].state: 5 is a value"),
+    ];
+    for (bad, expected) in cases {
+        let error =
+            set(vec![endpoint("10.0.0.1", 80), bad], &EndpointSet::default()).unwrap_err().to_string();
+        assert!(error.starts_with(expected), "{error}");
+    }
+}
+
+fn pod() -> v1::Inbound {
+    v1::Inbound { identity: "spiffe://cluster.local/ns/shop/sa/reviews".into(), ..Default::default() }
+}
+
+#[test]
+fn a_pods_own_side_is_taken_over_with_its_defaults() {
+    let plain = inbound(&pod()).unwrap();
+    assert_eq!((plain.access_log, plain.terminating), (AccessLog::Errors, false));
+    assert_eq!((plain.port(80).mtls, plain.port(80).protocol), (MtlsMode::Permissive, AppProtocol::Detect));
+    assert!(plain.port(80).access.is_empty());
+
+    let port = v1::InboundPort {
+        port: 9080,
+        protocol: v1::AppProtocol::Http2.into(),
+        mtls: v1::MtlsMode::Permissive.into(),
+        authorities: vec!["Reviews:9080".into()],
+        ..Default::default()
+    };
+    let full = inbound(&v1::Inbound {
+        mtls: v1::MtlsMode::Strict.into(),
+        ports: vec![port],
+        terminating: true,
+        access: vec![v1::AccessRule { name: "shop/none".into(), action: 1, clauses: vec![] }],
+        access_log: v1::AccessLog::All.into(),
+        opaque_ports: vec![4_000],
+        ..pod()
+    })
+    .unwrap();
+    assert!(full.terminating);
+    assert_eq!((full.port(9080).mtls, full.port(9080).protocol), (MtlsMode::Permissive, AppProtocol::Http2));
+    assert!(full.port(9080).access.is_empty(), "a port's own rules replace those of the rest");
+    assert_eq!(full.port(1).mtls, MtlsMode::Strict);
+    assert!(!full.port(1).access.is_empty());
+    assert_eq!(full.port_of_authority("reviews:9080"), Some(9080));
+    assert_eq!((full.access_log, full.opaque_ports), (AccessLog::All, vec![4_000]));
+}
+
+#[test]
+fn a_pods_own_side_that_makes_no_sense_is_refused_by_field() {
+    let port = |port| v1::InboundPort { port, ..Default::default() };
+    let bad_path = v1::AccessOperation { paths: vec!["a".into()], ..Default::default() };
+    let clauses = vec![v1::AccessClause { to: vec![bad_path], ..Default::default() }];
+    let access = vec![v1::AccessRule { name: "shop/a".into(), action: 1, clauses }];
+    let cases = [
+        (v1::Inbound { identity: String::new(), ..pod() }, "identity: "),
+        (v1::Inbound { mtls: 9, ..pod() }, "mtls: 9 is a value"),
+        (v1::Inbound { access_log: 9, ..pod() }, "access_log: 9 is a value"),
+        (v1::Inbound { opaque_ports: vec![1, 0], ..pod() }, "opaque_ports[1]: 0 is not a port"),
+        (v1::Inbound { ports: vec![port(80), port(80)], ..pod() }, "ports[1].port: 80 comes twice"),
+        (
+            v1::Inbound { ports: vec![v1::InboundPort { mtls: 9, ..port(80) }], ..pod() },
+            "ports[0].mtls: 9 is a value",
+        ),
+        (
+            v1::Inbound { ports: vec![v1::InboundPort { access, ..port(80) }], ..pod() },
+            "ports[0].access[0].clauses[0].to[0].paths[0]: \"a\" does not begin with /",
+        ),
+    ];
+    for (message, expected) in cases {
+        let error = inbound(&message).unwrap_err().to_string();
+        assert!(error.starts_with(expected), "{error}");
+    }
+}

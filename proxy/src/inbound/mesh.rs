@@ -1,0 +1,272 @@
+//! Port 15008: requests, upgrades and tunnels from other sidecars, handed to the pod's application.
+//!
+//! The connection's TLS server name says which port and in what form, the certificate who calls; nothing in a
+//! request is believed about either.
+
+use std::{net::SocketAddr, rc::Rc};
+
+use bytes::Bytes;
+use h2::{Reason as Code, RecvStream, server::SendResponse};
+use heddle_api::carrier::{Form, ServerName};
+use http::{Method, Request, Response, Version, request};
+use hyper_util::rt::TokioIo;
+use tokio::{net::TcpStream, time::Instant};
+
+use super::{
+    TCP_IDLE,
+    body::InboundBody,
+    door::{Door, Refused},
+    leaving,
+    record::{self, Record},
+};
+use crate::{
+    carrier::{
+        self, CarrierBody, Tunnel,
+        copy::Copied,
+        server::{self, AcceptError},
+        unless_reset,
+        upgrade::{self, Asked},
+    },
+    metrics::{Direction, Flow, PeerRefusal},
+    plain::{PlainBody, PlainVersion, Upgrade, edge, refusal::refusal},
+    reason::Reason,
+    worker::Worker,
+};
+
+/// Serves one connection until it ends.
+pub async fn serve(worker: Rc<Worker>, io: TcpStream) {
+    let _open = worker.metrics.connection(Direction::Inbound, true);
+    let (Ok(client), Ok(local)) = (io.peer_addr(), io.local_addr()) else { return };
+    let Some(credentials) = worker.identity.current() else {
+        worker.metrics.refused(Direction::Inbound, Reason::NotReady);
+        tracing::debug!(%client, "mesh connection refused: no certificate yet");
+        return;
+    };
+    let incoming = match server::handshake(io, &credentials).await {
+        Ok(incoming) => incoming,
+        Err(error) => {
+            let refused = refusal_of(&error);
+            worker.metrics.peer_refused(Direction::Inbound, refused);
+            if !matches!(refused, PeerRefusal::Handshake) {
+                worker.metrics.refused(Direction::Inbound, Reason::PeerIdentity);
+            }
+            tracing::info!(%client, %error, "mesh connection refused");
+            return;
+        }
+    };
+    let leaving = leaving(&worker);
+    let door = Door::new(worker, client, Some(incoming.peer.clone()));
+    let connection = Rc::new(Connection {
+        name: incoming.name,
+        application: door.own_application(local.ip(), incoming.name.port),
+        door,
+    });
+    let handler = move |request, respond| {
+        let connection = Rc::clone(&connection);
+        async move { connection.stream(request, respond).await }
+    };
+    if let Err(error) = incoming.serve(handler, leaving).await {
+        tracing::debug!(%client, %error, "mesh connection ended");
+    }
+}
+
+/// What is counted of a connection that did not come to its first request.
+fn refusal_of(error: &AcceptError) -> PeerRefusal {
+    match error {
+        AcceptError::Identity(error) => error.into(),
+        AcceptError::NoServerName | AcceptError::ServerName(_) => PeerRefusal::ServerName,
+        AcceptError::Tls(error)
+            if error.get_ref().and_then(|inner| inner.downcast_ref())
+                == Some(&rustls::Error::NoCertificatesPresented) =>
+        {
+            PeerRefusal::NoCertificate
+        }
+        AcceptError::Tls(_) | AcceptError::Timeout(_) | AcceptError::Protocol | AcceptError::Http2(_) => {
+            PeerRefusal::Handshake
+        }
+    }
+}
+
+/// What holds for all streams of a connection.
+struct Connection {
+    door: Rc<Door>,
+    name: ServerName,
+    /// Where the application is; refused when that is not the pod, or the sidecar itself.
+    application: Result<SocketAddr, Refused>,
+}
+
+impl Connection {
+    async fn stream(&self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+        match upgrade::asked(&request) {
+            Err(malformed) => {
+                tracing::debug!(malformed, client = %self.door.client, "stream refused");
+                respond.send_reset(Code::PROTOCOL_ERROR);
+            }
+            Ok(Some(asked)) => self.upgrade(request, respond, asked).await,
+            Ok(None) if *request.method() == Method::CONNECT => self.tunnel(request, respond).await,
+            Ok(None) => self.request(request, respond).await,
+        }
+    }
+
+    /// A request, and the application's answer to it.
+    async fn request(&self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+        let (parts, body) = CarrierBody::of_request(request).into_parts();
+        let record = self.record(&parts);
+        let grpc = edge::is_grpc(&parts.headers);
+        let answering = self.answer(parts, body);
+        // None: the caller cancelled, and with the future goes the application's request.
+        let Some(answer) = unless_reset(&mut respond, answering).await else { return };
+        match answer {
+            Ok(answer) => reply(respond, InboundBody::application(answer, record)).await,
+            Err(refused) => refuse(respond, record, &refused, grpc, false).await,
+        }
+    }
+
+    async fn answer(
+        &self,
+        mut parts: request::Parts,
+        body: CarrierBody,
+    ) -> Result<Response<PlainBody>, Refused> {
+        let version = match self.name.form {
+            Form::Http1 => PlainVersion::Http1,
+            Form::Http2 => PlainVersion::Http2,
+            Form::Tcp => return Err(self.misfit("requests")),
+        };
+        let application = self.application.clone()?;
+        edge::request(&mut parts, self.door.worker.settings.header_limit)?;
+        self.door.admit_request(application.port(), &parts)?;
+        self.door.send(application, version, parts, body).await
+    }
+
+    /// A request for another protocol; a tunnel if the application agrees.
+    async fn upgrade(&self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>, asked: Asked) {
+        let (mut parts, received) = request.into_parts();
+        parts.method = asked.method.clone();
+        let record = self.record(&parts);
+        let answering = self.ask(parts, &asked);
+        let Some(answer) = unless_reset(&mut respond, answering).await else { return };
+        match answer {
+            Ok((application, Upgrade::Switched(head, upgraded))) => {
+                let (head, ()) = head.into_parts();
+                let head = Response::from_parts(upgrade::answer(head), ());
+                self.switch(record, application, TokioIo::new(upgraded), received, respond, head).await;
+            }
+            Ok((_, Upgrade::Declined(answer))) => {
+                let (head, body) = InboundBody::application(answer, record).into_parts();
+                reply(respond, Response::from_parts(upgrade::answer(head), body)).await;
+            }
+            Err(refused) => refuse(respond, record, &refused, false, true).await,
+        }
+    }
+
+    async fn ask(&self, mut parts: request::Parts, asked: &Asked) -> Result<(SocketAddr, Upgrade), Refused> {
+        if self.name.form != Form::Http1 {
+            return Err(self.misfit("upgrades"));
+        }
+        let application = self.application.clone()?;
+        edge::request(&mut parts, self.door.worker.settings.header_limit)?;
+        self.door.admit_request(application.port(), &parts)?;
+        Ok((application, self.door.upgrade(application, parts, &asked.protocol).await?))
+    }
+
+    async fn switch<S: carrier::copy::Socket>(
+        &self,
+        mut record: Record,
+        application: SocketAddr,
+        io: S,
+        received: RecvStream,
+        respond: SendResponse<Bytes>,
+        head: Response<()>,
+    ) {
+        let started = Instant::now();
+        record.status = Some(http::StatusCode::SWITCHING_PROTOCOLS);
+        drop(record);
+        match Tunnel::accept(Request::new(received), respond, head) {
+            Ok(tunnel) => self.copy(application, io, tunnel, started).await,
+            Err(error) => tracing::debug!(%error, "the caller left before its upgrade was confirmed"),
+        }
+    }
+
+    /// Opaque TCP. Whatever the CONNECT names, the application's port is the connection's.
+    async fn tunnel(&self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+        let started = Instant::now();
+        let Some(opened) = unless_reset(&mut respond, self.open()).await else { return };
+        let (application, io) = match opened {
+            Ok(opened) => opened,
+            Err(refused) => {
+                let application = self.application.as_ref().ok().copied();
+                record::refused(&self.door, application, refused.reason, &refused.sentence);
+                return say(respond, &refused, false, false).await;
+            }
+        };
+        match Tunnel::accept(request, respond, Response::new(())) {
+            Ok(tunnel) => self.copy(application, io, tunnel, started).await,
+            Err(error) => tracing::debug!(%error, "the caller left before its tunnel was open"),
+        }
+    }
+
+    async fn open(&self) -> Result<(SocketAddr, TcpStream), Refused> {
+        if self.name.form != Form::Tcp {
+            return Err(self.misfit("a CONNECT"));
+        }
+        let application = self.application.clone()?;
+        self.door.admit_bytes(application.port())?;
+        Ok((application, self.door.dial(application).await?))
+    }
+
+    async fn copy<S: carrier::copy::Socket>(
+        &self,
+        application: SocketAddr,
+        io: S,
+        tunnel: Tunnel,
+        started: Instant,
+    ) {
+        let Copied { sent, received, .. } = carrier::both_ways(io, tunnel, Bytes::new(), TCP_IDLE).await;
+        let metrics = &self.door.worker.metrics;
+        metrics.tcp_bytes(Direction::Inbound, Flow::ToServer, received);
+        metrics.tcp_bytes(Direction::Inbound, Flow::ToClient, sent);
+        record::connection(&self.door, application, started, (received, sent));
+    }
+
+    fn record(&self, parts: &request::Parts) -> Record {
+        let version = if self.name.form == Form::Http2 { Version::HTTP_2 } else { Version::HTTP_11 };
+        Record::begin(&self.door, parts, version, self.application.as_ref().ok().copied())
+    }
+
+    fn misfit(&self, what: &str) -> Refused {
+        Refused::new(Reason::NotOnThisConnection, format!("a connection for {} takes no {what}", self.name))
+    }
+}
+
+/// Tells the caller that a request is refused, and keeps a record of it.
+async fn refuse(
+    respond: SendResponse<Bytes>,
+    mut record: Record,
+    refused: &Refused,
+    grpc: bool,
+    is_upgrade: bool,
+) {
+    record.refused(refused.reason, !refused.unsent);
+    drop(record);
+    say(respond, refused, grpc, is_upgrade).await;
+}
+
+/// REFUSED_STREAM where the caller may try elsewhere, else an answer with the reason.
+async fn say(mut respond: SendResponse<Bytes>, refused: &Refused, grpc: bool, is_upgrade: bool) {
+    if refused.unsent {
+        tracing::debug!(reason = %refused.reason, "not handed over: {}", refused.sentence);
+        respond.send_reset(Code::REFUSED_STREAM);
+        return;
+    }
+    let (head, body) = InboundBody::own(refusal(refused.reason, &refused.sentence, grpc)).into_parts();
+    let head = if is_upgrade { upgrade::answer(head) } else { head };
+    reply(respond, Response::from_parts(head, body)).await;
+}
+
+async fn reply(respond: SendResponse<Bytes>, answer: Response<InboundBody>) {
+    let (mut head, body) = answer.into_parts();
+    head.version = Version::HTTP_2;
+    if let Err(error) = carrier::respond(respond, Response::from_parts(head, body)).await {
+        tracing::debug!(%error, "an answer ended early");
+    }
+}

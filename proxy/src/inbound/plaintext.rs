@@ -1,0 +1,357 @@
+//! Port 15006: what comes without a sidecar, where policy lets it in.
+//!
+//! A redirected connection goes to the port it was for, whatever it speaks. Without redirect the sidecar takes HTTP
+//! only, and the authority names the port: one of the pod's own Services' (explicit mode).
+
+use std::{
+    convert::Infallible,
+    io,
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use heddle_api::OPAQUE_PORTS;
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request};
+use hyper::{body::Incoming, service::service_fn, upgrade::OnUpgrade};
+use hyper_util::rt::TokioIo;
+use socket2::SockRef;
+use tokio::{net::TcpStream, time::Instant};
+
+use super::{
+    TCP_IDLE,
+    body::InboundBody,
+    door::{Door, Refused},
+    leaving,
+    record::{self, Record},
+};
+use crate::{
+    config::AppProtocol,
+    detect::{Protocol, Rewind, detect},
+    metrics::{Direction, Flow},
+    plain::{PlainBody, PlainVersion, Upgrade, edge, refusal::refusal, settings},
+    reason::Reason,
+    relay::{Relayed, relay},
+    worker::Worker,
+};
+
+/// A client that may not use the port in bytes may still be about to speak HTTP, and gets this long to begin.
+const FIRST_BYTE: Duration = Duration::from_secs(10);
+/// The port of an authority without one.
+const HTTP_PORT: u16 = 80;
+
+/// Serves one connection until it ends. `original` is where it was going before it was redirected.
+pub async fn serve(worker: Rc<Worker>, io: TcpStream, original: Option<SocketAddr>) {
+    let _open = worker.metrics.connection(Direction::Inbound, false);
+    let (Ok(client), Ok(local)) = (io.peer_addr(), io.local_addr()) else { return };
+    let door = Door::new(worker, client, None);
+    let served = match original {
+        Some(original) => redirected(&door, io, original).await,
+        None => explicit(&door, io, local.ip()).await,
+    };
+    if let Err(error) = served {
+        tracing::debug!(%client, %error, "plaintext connection ended");
+    }
+}
+
+/// Whom a connection's requests are for.
+#[derive(Clone, Copy)]
+enum Target {
+    /// This port, whatever they name.
+    Application(SocketAddr),
+    /// The port that each one's authority names, on this address.
+    Authority(IpAddr),
+}
+
+async fn redirected(door: &Rc<Door>, io: TcpStream, original: SocketAddr) -> io::Result<()> {
+    let application = match door.own_application(original.ip(), original.port()) {
+        Ok(application) => application,
+        Err(refused) => return turn_away(door, &io, None, &refused),
+    };
+    let silence = match declared(door, application.port()) {
+        Err(refused) => return turn_away(door, &io, Some(application), &refused),
+        Ok(AppProtocol::Opaque) => {
+            return pass_bytes(door, Rewind::new(Bytes::new(), io), application).await;
+        }
+        // HTTP for certain: the bytes tell the version, and are waited for.
+        Ok(AppProtocol::Http | AppProtocol::Http1 | AppProtocol::Http2) => None,
+        Ok(AppProtocol::Detect) => Some(door.worker.settings.detect_timeout),
+    };
+    match detect(io, silence).await? {
+        (Protocol::Silent, io) => silent(door, io.into_parts().1, application).await,
+        (protocol, io) => detected(door, io, protocol, application).await,
+    }
+}
+
+/// What a port speaks by declaration, or by being one whose server speaks first.
+fn declared(door: &Door, port: u16) -> Result<AppProtocol, Refused> {
+    let inbound = door.inbound()?;
+    let is_opaque = OPAQUE_PORTS.contains(&port) || inbound.opaque_ports.contains(&port);
+    Ok(match inbound.port(port).protocol {
+        AppProtocol::Detect if is_opaque => AppProtocol::Opaque,
+        protocol => protocol,
+    })
+}
+
+async fn detected(
+    door: &Rc<Door>,
+    io: Rewind<TcpStream>,
+    protocol: Protocol,
+    application: SocketAddr,
+) -> io::Result<()> {
+    match protocol {
+        Protocol::Http1 => serve_http1(door, io, Target::Application(application)).await,
+        Protocol::Http2 => serve_http2(door, io, Target::Application(application)).await,
+        Protocol::Tls | Protocol::Opaque | Protocol::Silent => pass_bytes(door, io, application).await,
+    }
+}
+
+/// The client waits, so the application may be the one that speaks first; whoever speaks decides. Where bytes are
+/// not allowed the application is not touched, but requests may be.
+async fn silent(door: &Rc<Door>, io: TcpStream, application: SocketAddr) -> io::Result<()> {
+    if door.admit_bytes(application.port()).is_err() {
+        let (protocol, io) = detect(io, Some(FIRST_BYTE)).await?;
+        return detected(door, io, protocol, application).await;
+    }
+    let server = match door.dial(application).await {
+        Ok(server) => server,
+        Err(refused) => return turn_away(door, &io, Some(application), &refused),
+    };
+    tokio::select! {
+        biased;
+        _ = server.readable() => {
+            copy(door, Rewind::new(Bytes::new(), io), server, application).await
+        }
+        _ = io.readable() => match detect(io, None).await? {
+            (protocol @ (Protocol::Http1 | Protocol::Http2), io) => {
+                drop(server);
+                detected(door, io, protocol, application).await
+            }
+            (_, io) => copy(door, io, server, application).await,
+        },
+        () = tokio::time::sleep(TCP_IDLE) => Ok(()),
+    }
+}
+
+/// Bytes that are not looked into.
+async fn pass_bytes(door: &Rc<Door>, io: Rewind<TcpStream>, application: SocketAddr) -> io::Result<()> {
+    let dialled = match door.admit_bytes(application.port()) {
+        Ok(()) => door.dial(application).await,
+        Err(refused) => Err(refused),
+    };
+    match dialled {
+        Ok(server) => copy(door, io, server, application).await,
+        Err(refused) => turn_away(door, &io.into_parts().1, Some(application), &refused),
+    }
+}
+
+async fn copy(
+    door: &Door,
+    io: Rewind<TcpStream>,
+    server: TcpStream,
+    application: SocketAddr,
+) -> io::Result<()> {
+    let started = Instant::now();
+    let (early, io) = io.into_parts();
+    relayed(door, application, started, relay(io, server, early, TCP_IDLE).await);
+    Ok(())
+}
+
+/// Counts and records what passed.
+fn relayed(door: &Door, application: SocketAddr, started: Instant, bytes: Relayed) {
+    let metrics = &door.worker.metrics;
+    metrics.tcp_bytes(Direction::Inbound, Flow::ToServer, bytes.forth);
+    metrics.tcp_bytes(Direction::Inbound, Flow::ToClient, bytes.back);
+    record::connection(door, application, started, (bytes.forth, bytes.back));
+}
+
+/// Without redirect only HTTP can say which port it wants.
+async fn explicit(door: &Rc<Door>, io: TcpStream, ip: IpAddr) -> io::Result<()> {
+    match detect(io, None).await? {
+        (Protocol::Http1, io) => serve_http1(door, io, Target::Authority(ip)).await,
+        (Protocol::Http2, io) => serve_http2(door, io, Target::Authority(ip)).await,
+        (protocol, io) => {
+            let sentence = format!("{protocol:?} bytes that were not redirected name no port");
+            let refused = Refused::new(Reason::NoDestination, sentence);
+            turn_away(door, &io.into_parts().1, None, &refused)
+        }
+    }
+}
+
+/// Ends a connection that carries no HTTP: the peer sees a reset. Never fails; the connection has been served so.
+fn turn_away(
+    door: &Door,
+    io: &TcpStream,
+    application: Option<SocketAddr>,
+    refused: &Refused,
+) -> io::Result<()> {
+    record::refused(door, application, refused.reason, &refused.sentence);
+    reset(io);
+    Ok(())
+}
+
+/// Closing with a linger time of 0 is what sends RST; it fails only for a socket that is gone already.
+fn reset(io: &TcpStream) {
+    let _gone = SockRef::from(io).set_linger(Some(Duration::ZERO));
+}
+
+async fn serve_http1(door: &Rc<Door>, io: Rewind<TcpStream>, target: Target) -> io::Result<()> {
+    let leaving = leaving(&door.worker);
+    let door_of_requests = Rc::clone(door);
+    let service = service_fn(move |request| {
+        let door = Rc::clone(&door_of_requests);
+        async move { Ok::<_, Infallible>(answer(door, target, request).await) }
+    });
+    let serving = settings::http1_server().serve_connection(TokioIo::new(io), service).with_upgrades();
+    let mut serving = std::pin::pin!(serving);
+    let ended = tokio::select! {
+        ended = serving.as_mut() => ended,
+        () = leaving => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
+    ended.map_err(|error| unreadable(door, error))
+}
+
+async fn serve_http2(door: &Rc<Door>, io: Rewind<TcpStream>, target: Target) -> io::Result<()> {
+    let leaving = leaving(&door.worker);
+    let door_of_requests = Rc::clone(door);
+    let service = service_fn(move |request| {
+        let door = Rc::clone(&door_of_requests);
+        async move { Ok::<_, Infallible>(answer(door, target, request).await) }
+    });
+    let mut serving = std::pin::pin!(settings::http2_server().serve_connection(TokioIo::new(io), service));
+    let ended = tokio::select! {
+        ended = serving.as_mut() => ended,
+        () = leaving => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
+    ended.map_err(|error| unreadable(door, error))
+}
+
+/// What hyper itself refused to read is counted like what we refuse.
+fn unreadable(door: &Door, error: hyper::Error) -> io::Error {
+    let metrics = &door.worker.metrics;
+    if error.is_parse_too_large() {
+        metrics.header_limit(Direction::Inbound);
+        metrics.refused(Direction::Inbound, Reason::HeadersTooLarge);
+    } else if error.is_parse() {
+        metrics.refused(Direction::Inbound, Reason::BadRequest);
+    }
+    io::Error::other(error)
+}
+
+/// One request and its answer.
+async fn answer(door: Rc<Door>, target: Target, mut request: Request<Incoming>) -> Response<InboundBody> {
+    let version = request.version();
+    let on_upgrade = hyper::upgrade::on(&mut request);
+    let (mut parts, body) = request.into_parts();
+    let grpc = edge::is_grpc(&parts.headers);
+    let read = edge::request(&mut parts, door.worker.settings.header_limit);
+    let application = match &read {
+        Ok(_) => application(&door, target, &parts),
+        Err(malformed) => Err(Refused::from(*malformed)),
+    };
+    let mut record = Record::begin(&door, &parts, version, application.as_ref().ok().copied());
+    let passed = match application {
+        Ok(application) => {
+            let upgrade = read.ok().flatten().map(|protocol| (protocol, on_upgrade));
+            pass(&door, application, version, parts, body, upgrade).await
+        }
+        Err(refused) => Err(refused),
+    };
+    let answer = match passed {
+        Ok(Passed::Answer(answer)) => InboundBody::application(answer, record),
+        Ok(Passed::Switched(answer)) => {
+            record.status = Some(StatusCode::SWITCHING_PROTOCOLS);
+            InboundBody::own(answer.map(|()| Bytes::new()))
+        }
+        Err(refused) => {
+            if refused.reason == Reason::HeadersTooLarge {
+                door.worker.metrics.header_limit(Direction::Inbound);
+            }
+            record.refused(refused.reason, true);
+            InboundBody::own(refusal(refused.reason, &refused.sentence, grpc))
+        }
+    };
+    if version == Version::HTTP_2 {
+        return answer;
+    }
+    let (mut head, body) = answer.into_parts();
+    edge::answer_to_http1(&mut head);
+    Response::from_parts(head, body)
+}
+
+/// Where a request's application is.
+fn application(door: &Door, target: Target, parts: &request::Parts) -> Result<SocketAddr, Refused> {
+    if parts.method == Method::CONNECT {
+        return Err(Refused::new(Reason::NotOnThisConnection, "CONNECT leads nowhere from here"));
+    }
+    match target {
+        Target::Application(address) => Ok(address),
+        Target::Authority(ip) => {
+            let name = name(&parts.uri)
+                .ok_or_else(|| Refused::new(Reason::NoDestination, "the request names no host"))?;
+            let port = door.inbound()?.port_of_authority(&name).ok_or_else(|| {
+                Refused::new(Reason::NotOnThisConnection, format!("no Service of this pod is called {name}"))
+            })?;
+            door.own_application(ip, port)
+        }
+    }
+}
+
+/// An authority as Services' names are written: in lower case, with port.
+fn name(uri: &Uri) -> Option<String> {
+    let authority = uri.authority()?;
+    let host = authority.host().to_ascii_lowercase();
+    Some(format!("{host}:{}", authority.port_u16().unwrap_or(HTTP_PORT)))
+}
+
+/// What the application said.
+enum Passed {
+    Answer(Response<PlainBody>),
+    Switched(Response<()>),
+}
+
+async fn pass(
+    door: &Rc<Door>,
+    application: SocketAddr,
+    version: Version,
+    parts: request::Parts,
+    body: Incoming,
+    upgrade: Option<(HeaderValue, OnUpgrade)>,
+) -> Result<Passed, Refused> {
+    let speaks = match door.admit_request(application.port(), &parts)? {
+        AppProtocol::Http1 | AppProtocol::Opaque => PlainVersion::Http1,
+        AppProtocol::Http2 => PlainVersion::Http2,
+        AppProtocol::Detect | AppProtocol::Http if version == Version::HTTP_2 => PlainVersion::Http2,
+        AppProtocol::Detect | AppProtocol::Http => PlainVersion::Http1,
+    };
+    let Some((protocol, on_upgrade)) = upgrade.filter(|_| speaks == PlainVersion::Http1) else {
+        return Ok(Passed::Answer(door.send(application, speaks, parts, body).await?));
+    };
+    match door.upgrade(application, parts, &protocol).await? {
+        Upgrade::Declined(answer) => Ok(Passed::Answer(answer)),
+        Upgrade::Switched(mut answer, server) => {
+            answer.headers_mut().insert(header::UPGRADE, protocol);
+            answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            let door = Rc::clone(door);
+            tokio::task::spawn_local(async move {
+                match on_upgrade.await {
+                    Ok(client) => {
+                        let started = Instant::now();
+                        let (client, server) = (TokioIo::new(client), TokioIo::new(server));
+                        let bytes = relay(client, server, Bytes::new(), TCP_IDLE).await;
+                        relayed(&door, application, started, bytes);
+                    }
+                    Err(error) => tracing::debug!(%error, "the client left before its upgrade was confirmed"),
+                }
+            });
+            Ok(Passed::Switched(answer))
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! An application's HTTP connection: every request on it, from its headers to its answer.
+//!
+//! The way of a request: [`answer`] here makes it well-formed and finds its destination; [`super::exchange`]
+//! routes, balances, sends and judges; what the sidecar refuses leaves through [`super::answer`].
+
+use std::{cell::Cell, convert::Infallible, rc::Rc, sync::Arc};
+
+use http::{Method, Request, Response, Version};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::Instant,
+};
+
+use super::{
+    answer::{is_grpc, refuse},
+    body::ResponseBody,
+    exchange::{self, Exchange},
+    passthrough,
+    target::{self, Name},
+    tunnel,
+};
+use crate::{
+    metrics::Direction,
+    plain::{edge, settings},
+    reason::Reason,
+    store::{Lookup, Slot},
+    worker::Worker,
+};
+
+/// Whom the requests of a connection are for.
+#[derive(Clone, Debug)]
+pub enum Target {
+    /// The connection was captured, or is a `--forward`: all go where it was going.
+    Fixed(Arc<Slot>),
+    /// Explicit mode: each request's authority says.
+    Authority,
+}
+
+/// What holds for all requests of a connection.
+struct Connection {
+    worker: Rc<Worker>,
+    target: Target,
+    /// The destination of the request before: clients mostly stay with one.
+    last: Cell<Option<Arc<Slot>>>,
+}
+
+/// Serves HTTP/1 until either side closes, or the sidecar drains.
+pub async fn serve_http1<T>(worker: Rc<Worker>, io: T, target: Target)
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut drain = worker.drain.clone();
+    let connection = Rc::new(Connection { worker, target, last: Cell::new(None) });
+    let service = service_fn(move |request| {
+        let connection = Rc::clone(&connection);
+        async move { Ok::<_, Infallible>(answer(&connection, request).await) }
+    });
+    let serving = settings::http1_server().serve_connection(TokioIo::new(io), service).with_upgrades();
+    let mut serving = std::pin::pin!(serving);
+    let ended = tokio::select! {
+        ended = serving.as_mut() => ended,
+        () = drain.started() => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "an application's HTTP/1 connection ended");
+    }
+}
+
+/// Serves HTTP/2 until either side closes, or the sidecar drains.
+pub async fn serve_http2<T>(worker: Rc<Worker>, io: T, target: Target)
+where
+    T: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let mut drain = worker.drain.clone();
+    let connection = Rc::new(Connection { worker, target, last: Cell::new(None) });
+    let service = service_fn(move |request| {
+        let connection = Rc::clone(&connection);
+        async move { Ok::<_, Infallible>(answer(&connection, request).await) }
+    });
+    let mut serving = std::pin::pin!(settings::http2_server().serve_connection(TokioIo::new(io), service));
+    let ended = tokio::select! {
+        ended = serving.as_mut() => ended,
+        () = drain.started() => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "an application's HTTP/2 connection ended");
+    }
+}
+
+/// One request and what becomes of it.
+async fn answer(connection: &Rc<Connection>, request: Request<Incoming>) -> Response<ResponseBody> {
+    let worker = &connection.worker;
+    let started = Instant::now();
+    let version = request.version();
+    let grpc = is_grpc(request.headers());
+    let mut response = match serve(connection, request, started).await {
+        Ok(response) => response,
+        Err(refused) => {
+            worker.metrics.refused(Direction::Outbound, refused.reason);
+            tracing::debug!(reason = %refused.reason, sentence = %refused.sentence, "refused");
+            refuse(refused.reason, &refused.sentence, grpc)
+        }
+    };
+    if version != Version::HTTP_2 {
+        let (mut parts, body) = response.into_parts();
+        edge::answer_to_http1(&mut parts);
+        response = Response::from_parts(parts, body);
+    }
+    response
+}
+
+/// Why a request got no answer from anybody but the sidecar.
+#[derive(Debug)]
+pub struct Refused {
+    /// The word.
+    pub reason: Reason,
+    /// For whom, and what to do.
+    pub sentence: String,
+}
+
+impl Refused {
+    /// Puts word and sentence together.
+    pub fn new(reason: Reason, sentence: impl Into<String>) -> Self {
+        Self { reason, sentence: sentence.into() }
+    }
+
+    /// Says how often it was tried, where more than once.
+    #[must_use]
+    pub fn after(mut self, tries: u32) -> Self {
+        if tries > 1 {
+            self.sentence.push_str(&format!(" (after {tries} tries)"));
+        }
+        self
+    }
+}
+
+async fn serve(
+    connection: &Rc<Connection>,
+    mut request: Request<Incoming>,
+    started: Instant,
+) -> Result<Response<ResponseBody>, Refused> {
+    let worker = &connection.worker;
+    let version = request.version();
+    // Taken before the headers that ask for it go.
+    let on_upgrade = hyper::upgrade::on(&mut request);
+    let (mut parts, body) = request.into_parts();
+    let upgrade = edge::request(&mut parts, worker.settings.header_limit).map_err(|malformed| {
+        if malformed.reason() == Reason::HeadersTooLarge {
+            worker.metrics.header_limit(Direction::Outbound);
+        }
+        Refused::new(malformed.reason(), malformed.to_string())
+    })?;
+
+    if parts.method == Method::CONNECT && version != Version::HTTP_2 {
+        return tunnel::connect(worker, &parts, on_upgrade).await;
+    }
+    let slot = match &connection.target {
+        Target::Fixed(slot) => Some(Arc::clone(slot)),
+        Target::Authority => by_authority(connection, &parts.uri).await?,
+    };
+    match slot.as_ref().map(|slot| slot.load()) {
+        Some(Lookup::Mesh(destination)) => {
+            let exchange = Exchange { worker, destination: &destination, version, started };
+            if let Some(protocol) = upgrade {
+                return tunnel::upgrade(exchange, parts, &protocol, on_upgrade).await;
+            }
+            exchange::run(exchange, parts, body).await
+        }
+        // Not of the mesh: where it would have gone without us.
+        Some(Lookup::NotInMesh) | None => {
+            let exchange = passthrough::Exchange { worker, version, started, slot };
+            passthrough::http(exchange, parts, body, upgrade, on_upgrade).await
+        }
+    }
+}
+
+/// What a request's authority leads to; none: straight to DNS.
+async fn by_authority(connection: &Connection, uri: &http::Uri) -> Result<Option<Arc<Slot>>, Refused> {
+    let authority = uri.authority().ok_or_else(|| no_destination(uri))?;
+    let name = Name::of(authority, target::default_port(uri))
+        .map_err(|(reason, sentence)| Refused::new(reason, sentence))?;
+    if name.dns_only {
+        return Ok(None);
+    }
+    // Taken out and put back, so that nothing is borrowed while others wait.
+    if let Some(slot) = connection.last.take() {
+        if slot.name() == name.key {
+            connection.last.set(Some(Arc::clone(&slot)));
+            return Ok(Some(slot));
+        }
+    }
+    let slot = lookup(&connection.worker, &name.key).await?;
+    connection.last.set(Some(Arc::clone(&slot)));
+    Ok(Some(slot))
+}
+
+/// What discovery knows of a name; waits for the answer when it is new.
+pub async fn lookup(worker: &Worker, name: &str) -> Result<Arc<Slot>, Refused> {
+    if let Some(slot) = worker.store.cached(name) {
+        return Ok(slot);
+    }
+    worker
+        .store
+        .lookup(name)
+        .await
+        .map_err(|reason| Refused::new(reason, format!("the control plane has not said what {name} is")))
+}
+
+fn no_destination(uri: &http::Uri) -> Refused {
+    Refused::new(Reason::NoDestination, format!("the request for {uri} names no host, and was not captured"))
+}

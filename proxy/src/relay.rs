@@ -1,0 +1,135 @@
+//! Bytes both ways between two sockets, neither of which is looked into: half-close, resets, an idle timeout.
+//!
+//! What passes between a socket and another sidecar goes through [`crate::carrier::copy`].
+
+use std::{cell::Cell, io, time::Duration};
+
+use bytes::Bytes;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split},
+    time::{Instant, sleep_until},
+};
+
+use crate::carrier::copy::Socket;
+
+/// Read at a time in each direction.
+const BUFFER: usize = 16 * 1024;
+
+/// What passed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Relayed {
+    /// Bytes from the first socket to the second.
+    pub forth: u64,
+    /// Bytes from the second to the first.
+    pub back: u64,
+}
+
+/// Relays until both sides have ended, one breaks off, or no byte has passed for `idle`; then both are reset.
+/// `early` was already read from the first and goes ahead.
+pub async fn relay<A: Socket, B: Socket>(
+    mut first: A,
+    mut second: B,
+    early: Bytes,
+    idle: Duration,
+) -> Relayed {
+    let (forth, back, last) = (Cell::new(0), Cell::new(0), Cell::new(Instant::now()));
+    let outcome = {
+        let (mut from_first, mut to_first) = split(&mut first);
+        let (mut from_second, mut to_second) = split(&mut second);
+        let there = async {
+            to_second.write_all(&early).await?;
+            forth.set(early.len() as u64);
+            pass(&mut from_first, &mut to_second, &forth, &last).await
+        };
+        let both = async { tokio::try_join!(there, pass(&mut from_second, &mut to_first, &back, &last)) };
+        tokio::select! {
+            outcome = both => outcome.is_ok(),
+            () = rested(&last, idle) => false,
+        }
+    };
+    if !outcome {
+        first.abort();
+        second.abort();
+    }
+    Relayed { forth: forth.get(), back: back.get() }
+}
+
+async fn pass<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
+    from: &mut R,
+    to: &mut W,
+    count: &Cell<u64>,
+    last: &Cell<Instant>,
+) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let n = from.read(&mut buffer).await?;
+        if n == 0 {
+            // The other direction may go on: FIN, not close.
+            return to.shutdown().await;
+        }
+        to.write_all(&buffer[..n]).await?;
+        count.set(count.get() + n as u64);
+        last.set(Instant::now());
+    }
+}
+
+async fn rested(last: &Cell<Instant>, idle: Duration) {
+    loop {
+        let until = last.get() + idle;
+        if until <= Instant::now() {
+            return;
+        }
+        sleep_until(until).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        (near.unwrap(), far.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn one_side_may_end_while_the_other_goes_on() {
+        let ((mut client, near), (far, mut server)) = (pair().await, pair().await);
+        let relaying = tokio::spawn(async move {
+            let relaying = relay(near, far, Bytes::from_static(b"early "), Duration::from_secs(60));
+            relaying.await
+        });
+        client.write_all(b"question").await.unwrap();
+        client.shutdown().await.unwrap();
+        let mut question = String::new();
+        server.read_to_string(&mut question).await.unwrap();
+        assert_eq!(question, "early question");
+        server.write_all(b"answer").await.unwrap();
+        drop(server);
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert_eq!(answer, "answer");
+        assert_eq!(relaying.await.unwrap(), Relayed { forth: 14, back: 6 });
+    }
+
+    #[tokio::test]
+    async fn a_reset_is_passed_on_as_a_reset() {
+        let ((client, near), (far, mut server)) = (pair().await, pair().await);
+        let relaying = tokio::spawn(relay(near, far, Bytes::new(), Duration::from_secs(60)));
+        client.abort();
+        let error = server.read(&mut [0; 8]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        relaying.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_connection_at_rest_is_reset() {
+        let ((mut client, near), (far, _server)) = (pair().await, pair().await);
+        let relaying = tokio::spawn(relay(near, far, Bytes::new(), Duration::from_millis(20)));
+        relaying.await.unwrap();
+        assert!(client.read(&mut [0; 8]).await.is_err());
+    }
+}

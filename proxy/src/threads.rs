@@ -1,0 +1,194 @@
+//! The traffic workers: one thread each with a current-thread runtime. The first one also accepts.
+
+use std::{
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread::JoinHandle,
+};
+
+use anyhow::Context;
+use tokio::{sync::mpsc, task::LocalSet};
+
+use crate::{
+    carrier,
+    identity::Identity,
+    inbound,
+    listen::{self, Accepted, Bound, Port},
+    log::AccessLogger,
+    metrics::Metrics,
+    outbound,
+    plain::PlainPool,
+    store::Store,
+    worker::{Drain, Settings, Worker},
+};
+
+/// Connections that wait for one worker at most.
+const QUEUE: usize = 1024;
+
+/// What the workers share.
+#[derive(Clone, Debug)]
+pub struct Shared {
+    /// What the mesh looks like.
+    pub store: Arc<Store>,
+    /// This pod's certificate.
+    pub identity: Arc<Identity>,
+    /// Summed over workers when scraped.
+    pub metrics: Arc<Metrics>,
+    /// Where access log lines go.
+    pub access_log: AccessLogger,
+    /// What the command line said.
+    pub settings: Arc<Settings>,
+    /// Whether the sidecar is leaving.
+    pub drain: Drain,
+}
+
+/// How the acceptor reaches one worker.
+#[derive(Clone, Debug)]
+pub struct Handoff {
+    /// Connections that it has.
+    pub open: Open,
+    /// Its queue.
+    pub queue: mpsc::Sender<Accepted>,
+}
+
+/// Counts open connections.
+#[derive(Clone, Debug, Default)]
+pub struct Open(Arc<AtomicUsize>);
+
+/// One open connection; counted until dropped.
+#[derive(Debug)]
+pub struct OpenConnection(Arc<AtomicUsize>);
+
+impl Open {
+    /// How many are open.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Counts one more.
+    #[must_use]
+    pub fn opened(&self) -> OpenConnection {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        OpenConnection(Arc::clone(&self.0))
+    }
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The running workers.
+#[derive(Debug)]
+pub struct Workers {
+    threads: Vec<JoinHandle<()>>,
+    open: Vec<Open>,
+}
+
+impl Workers {
+    /// Starts `count` workers; the first accepts on the sockets.
+    ///
+    /// # Errors
+    /// When a thread or its runtime cannot be made.
+    pub fn start(count: usize, shared: &Shared, sockets: Vec<Bound>) -> anyhow::Result<Self> {
+        let (handoffs, queues): (Vec<_>, Vec<_>) = (0..count)
+            .map(|_| {
+                let (queue, incoming) = mpsc::channel(QUEUE);
+                (Handoff { open: Open::default(), queue }, incoming)
+            })
+            .unzip();
+        let open = handoffs.iter().map(|h| h.open.clone()).collect();
+        let mut sockets = Some(sockets);
+        let mut threads = Vec::with_capacity(count);
+        for (index, incoming) in queues.into_iter().enumerate() {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .context("a worker's runtime could not be made")?;
+            let (shared, sockets, handoffs) =
+                (shared.clone(), sockets.take().unwrap_or_default(), handoffs.clone());
+            let thread = std::thread::Builder::new()
+                .name(format!("worker-{index}"))
+                .spawn(move || {
+                    LocalSet::new().block_on(&runtime, work(index, shared, incoming, sockets, handoffs));
+                })
+                .context("a worker's thread could not be started")?;
+            threads.push(thread);
+        }
+        Ok(Self { threads, open })
+    }
+
+    /// Connections open on all workers.
+    #[must_use]
+    pub fn open(&self) -> usize {
+        self.open.iter().map(Open::count).sum()
+    }
+
+    /// Whether a worker has ended, which only a panic of its own loop can bring about.
+    #[must_use]
+    pub fn one_has_died(&self) -> bool {
+        self.threads.iter().any(JoinHandle::is_finished)
+    }
+}
+
+async fn work(
+    index: usize,
+    shared: Shared,
+    mut incoming: mpsc::Receiver<Accepted>,
+    sockets: Vec<Bound>,
+    handoffs: Vec<Handoff>,
+) {
+    let metrics = shared.metrics.worker(index);
+    let worker = Rc::new(Worker {
+        carrier: carrier::Pool::new(Arc::clone(&shared.identity)),
+        plain: PlainPool::new(shared.settings.header_limit),
+        series: outbound::SeriesCache::default(),
+        mirrors: outbound::Mirrors::default(),
+        outside: "outside".into(),
+        resolver: outbound::resolve::Resolver::default(),
+        metrics,
+        store: shared.store,
+        identity: shared.identity,
+        access_log: shared.access_log,
+        settings: shared.settings,
+        drain: shared.drain,
+    });
+    for bound in sockets {
+        let handoffs = handoffs.clone();
+        tokio::task::spawn_local(async move {
+            if let Err(error) = listen::accept(bound, handoffs).await {
+                tracing::error!(%error, "a listening socket cannot be used");
+            }
+        });
+    }
+    // The senders that the acceptor holds keep the queue open.
+    drop(handoffs);
+    while let Some(accepted) = incoming.recv().await {
+        let worker = Rc::clone(&worker);
+        tokio::task::spawn_local(async move {
+            let Accepted { port, io, peer, open } = accepted;
+            match tokio::net::TcpStream::from_std(io) {
+                Ok(io) => serve(worker, port, io, peer).await,
+                Err(error) => tracing::warn!(%error, "a connection could not be registered"),
+            }
+            drop(open);
+        });
+    }
+}
+
+async fn serve(worker: Rc<Worker>, port: Port, io: tokio::net::TcpStream, peer: std::net::SocketAddr) {
+    match port {
+        Port::Outbound => outbound::serve(worker, io, peer).await,
+        Port::Forward(name) => outbound::serve_forward(worker, io, peer, &name).await,
+        Port::Inbound => {
+            let original = crate::capture::original_destination(&io);
+            inbound::plaintext::serve(worker, io, original).await;
+        }
+        Port::Mesh => inbound::mesh::serve(worker, io).await,
+    }
+}

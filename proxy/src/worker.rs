@@ -1,0 +1,162 @@
+//! What one traffic worker has at hand, and what all of them agree on.
+
+use std::{net::IpAddr, rc::Rc, sync::Arc, time::Duration};
+
+use heddle_api::identity::PodName;
+use tokio::sync::watch;
+
+use crate::{
+    carrier,
+    identity::Identity,
+    log::AccessLogger,
+    metrics::WorkerMetrics,
+    outbound::{Mirrors, SeriesCache, resolve::Resolver},
+    plain::PlainPool,
+    store::Store,
+};
+
+/// One worker: a current-thread runtime with its own connection pools. Never crosses threads.
+pub struct Worker {
+    /// What the mesh looks like; shared.
+    pub store: Arc<Store>,
+    /// This pod's certificate; shared.
+    pub identity: Arc<Identity>,
+    /// Connections to other sidecars; this worker's own.
+    pub carrier: Rc<carrier::Pool>,
+    /// Plaintext connections: to the pod's application, and to endpoints without a sidecar; this worker's own.
+    pub plain: Rc<PlainPool>,
+    /// Names outside the mesh.
+    pub resolver: Resolver,
+    /// This worker's series.
+    pub metrics: Arc<WorkerMetrics>,
+    /// This worker's handles on outbound series.
+    pub series: SeriesCache,
+    /// Copies of requests in flight.
+    pub mirrors: Mirrors,
+    /// What stands for the service where there is none: the world outside the mesh.
+    pub outside: Arc<str>,
+    /// Where access log lines go.
+    pub access_log: AccessLogger,
+    /// Shared by all workers.
+    pub settings: Arc<Settings>,
+    /// Whether the sidecar is leaving.
+    pub drain: Drain,
+}
+
+impl std::fmt::Debug for Worker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Worker").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+/// What the command line said.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The pod.
+    pub pod: PodName,
+    /// Its addresses.
+    pub pod_ips: Vec<IpAddr>,
+    /// Ports on which this sidecar listens; nothing dials them for an application.
+    pub own_ports: Vec<u16>,
+    /// How long a client may be silent before it is taken to wait for the server.
+    pub detect_timeout: Duration,
+    /// Bytes of header names plus values, on HTTP/1 and HTTP/2 alike.
+    pub header_limit: usize,
+    /// The longest that leaving may take.
+    pub drain_time: Duration,
+}
+
+impl Settings {
+    /// Whether an address is the sidecar itself: nothing may be dialled there on an application's behalf, or a
+    /// connection would come back to where it began, with this pod's identity.
+    #[must_use]
+    pub fn is_own_port(&self, address: std::net::SocketAddr) -> bool {
+        let ip = address.ip().to_canonical();
+        self.own_ports.contains(&address.port())
+            && (self.pod_ips.contains(&ip)
+                || ip.is_unspecified()
+                || crate::capture::source_is_this_pod(ip, self))
+    }
+
+    /// Settings for unit tests.
+    #[cfg(test)]
+    #[must_use]
+    pub fn for_tests() -> Self {
+        Self {
+            pod: PodName { namespace: "test".into(), name: "pod".into() },
+            pod_ips: vec![IpAddr::from([127, 0, 0, 1])],
+            own_ports: heddle_api::ports::SIDECAR.to_vec(),
+            detect_timeout: Duration::from_millis(100),
+            header_limit: 65_536,
+            drain_time: Duration::from_secs(30),
+        }
+    }
+}
+
+/// Tells everything that serves connections that the sidecar is leaving.
+#[derive(Clone, Debug)]
+pub struct Drain(watch::Receiver<bool>);
+
+/// Starts the drain; dropped without a word, it never starts.
+#[derive(Debug)]
+pub struct DrainTrigger(watch::Sender<bool>);
+
+impl Drain {
+    /// A drain that has not begun.
+    #[must_use]
+    pub fn new() -> (DrainTrigger, Self) {
+        let (sender, receiver) = watch::channel(false);
+        (DrainTrigger(sender), Self(receiver))
+    }
+
+    /// Whether it has begun.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        *self.0.borrow()
+    }
+
+    /// Waits until it begins.
+    pub async fn started(&mut self) {
+        if self.0.wait_for(|draining| *draining).await.is_err() {
+            // The trigger is gone: nothing will ever start it.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+impl DrainTrigger {
+    /// Begins; again is the same.
+    pub fn start(&self) {
+        self.0.send_replace(true);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sidecars_own_ports_are_known_under_each_of_its_addresses() {
+        let settings = Settings { pod_ips: vec!["127.0.0.2".parse().unwrap()], ..Settings::for_tests() };
+        for (address, own) in [
+            ("127.0.0.2:15001", true),
+            ("127.0.0.1:15001", true),
+            ("[::1]:15000", true),
+            ("0.0.0.0:15008", true),
+            ("[::ffff:127.0.0.2]:15006", true),
+            ("127.0.0.2:8080", false),
+            ("127.0.0.3:15008", false),
+        ] {
+            assert_eq!(settings.is_own_port(address.parse().unwrap()), own, "{address}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_drain_reaches_whoever_asks_before_and_after() {
+        let (trigger, mut drain) = Drain::new();
+        assert!(!drain.is_draining());
+        trigger.start();
+        drain.started().await;
+        assert!(drain.clone().is_draining());
+    }
+}
