@@ -37,10 +37,12 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Reads a request's body to its end; `/` is answered at once.
+/// Reads the body of a POST to its end, and that of a PUT never; the rest is answered at once.
 async fn world() -> World {
     World::new(Form::Http1, |request, mut to| async move {
-        if request.method() == http::Method::POST {
+        if request.method() == http::Method::PUT {
+            unless_reset(&mut to, std::future::pending::<()>()).await;
+        } else if request.method() == http::Method::POST {
             let mut body = CarrierBody::of_request(request).into_body();
             let read = async { while let Some(Ok(_)) = http_body_util::BodyExt::frame(&mut body).await {} };
             if unless_reset(&mut to, read).await.is_none() {
@@ -154,6 +156,19 @@ async fn a_flood_of_empty_data_frames_is_cut_off() {
     on_a_worker(async {
         let attack = |round| {
             if round == 0 { frame(HEADERS, END_HEADERS, 1, &POST) } else { frame(DATA, 0, 1, &[]) }
+        };
+        assert!(is_cut_off(100_000, attack).await);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn small_frames_that_nobody_reads_are_cut_off_at_the_budget() {
+    on_a_worker(async {
+        // `:method: PUT`, whose body the handler does not read.
+        let put = [0x02, 0x03, b'P', b'U', b'T', 0x86, 0x84];
+        let attack = move |round| {
+            if round == 0 { frame(HEADERS, END_HEADERS, 1, &put) } else { frame(DATA, 0, 1, b".") }
         };
         assert!(is_cut_off(100_000, attack).await);
     })
