@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use heddle_api::identity::SpiffeId;
 
 use crate::{
-    balance::{BalancerState, EndpointStats},
+    balance::{BalancerState, EndpointStats, Wheel},
     retry::Budget,
 };
 
@@ -41,8 +41,8 @@ pub struct EndpointSet {
     pub candidates: Vec<Arc<Endpoint>>,
     /// All of them.
     pub all: Vec<Arc<Endpoint>>,
-    /// Sum of the candidates' weights.
-    pub total_weight: u64,
+    /// The candidates' weights, laid out for drawing.
+    pub wheel: Wheel,
 }
 
 impl EndpointSet {
@@ -53,8 +53,8 @@ impl EndpointSet {
         if candidates.is_empty() {
             candidates.clone_from(&all);
         }
-        let total_weight = candidates.iter().map(|e| u64::from(e.weight)).sum();
-        Self { candidates, all, total_weight }
+        let wheel = Wheel::new(candidates.iter().map(|e| e.weight));
+        Self { candidates, all, wheel }
     }
 }
 

@@ -21,12 +21,12 @@ impl Backoff {
     }
 
     /// The pause after one more failure.
-    pub fn next(&mut self) -> Duration {
-        self.next_within(self.max)
+    pub fn pause(&mut self) -> Duration {
+        self.pause_within(self.max)
     }
 
     /// The same, but no longer than `max`: for who has less time.
-    pub fn next_within(&mut self, max: Duration) -> Duration {
+    pub fn pause_within(&mut self, max: Duration) -> Duration {
         let pause =
             self.base.saturating_mul(1 << self.failures.min(16)).min(max.max(self.base)).min(self.max);
         self.failures += 1;
@@ -77,18 +77,18 @@ mod tests {
     fn pauses_double_up_to_the_limit_and_begin_anew_after_success() {
         let mut backoff = Backoff::new();
         for expected in [250, 500, 1000, 2000, 4000, 8000, 10_000, 10_000] {
-            let pause = backoff.next().as_millis();
+            let pause = backoff.pause().as_millis();
             assert!(pause >= expected / 2 && pause <= expected, "{pause} for {expected}");
         }
         backoff.reset();
-        assert!(backoff.next() <= Duration::from_millis(250));
+        assert!(backoff.pause() <= Duration::from_millis(250));
     }
 
     #[test]
     fn who_has_less_time_pauses_less() {
         let mut backoff = Backoff::new();
         for _ in 0..100 {
-            assert!(backoff.next_within(Duration::from_millis(500)) <= Duration::from_millis(500));
+            assert!(backoff.pause_within(Duration::from_millis(500)) <= Duration::from_millis(500));
         }
     }
 

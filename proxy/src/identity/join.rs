@@ -26,8 +26,9 @@ use super::{
     trust::BadTrust,
 };
 
-/// For one attempt, connecting included.
+/// For one attempt, connecting included. Less when the certificate has less than twice that to live.
 const ATTEMPT: Duration = Duration::from_secs(10);
+const SHORTEST_ATTEMPT: Duration = Duration::from_secs(1);
 /// A projected service-account token is some 1 to 2 KiB.
 const MAX_TOKEN: usize = 64 * 1024;
 
@@ -46,7 +47,7 @@ pub enum JoinError {
         source: io::Error,
     },
     /// The control plane said no, or nothing.
-    #[error("the control plane refused {method} for {pod}: {problem} ({code:?})")]
+    #[error("the control plane refused {method} for {pod}: {problem}")]
     Refused {
         /// `Join` or `Renew`.
         method: &'static str,
@@ -54,7 +55,7 @@ pub enum JoinError {
         pod: String,
         /// gRPC's code.
         code: Code,
-        /// In the control plane's words.
+        /// In the control plane's words, with the code.
         problem: String,
     },
     /// No key or no request could be made.
@@ -67,8 +68,8 @@ pub enum JoinError {
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
     /// It took too long.
-    #[error("the control plane did not answer within {} s", ATTEMPT.as_secs())]
-    Timeout,
+    #[error("the control plane did not answer within {0:?}")]
+    Timeout(Duration),
 }
 
 /// How the next certificate is asked for.
@@ -125,10 +126,11 @@ async fn obtain(config: &ControlPlaneConfig, identity: &Identity, patience: &mut
                 _ => join(config, identity).await,
             }
         };
-        let error = match tokio::time::timeout(ATTEMPT, attempt).await {
+        let limit = good.map_or(ATTEMPT, |c| (c.remaining() / 2).clamp(SHORTEST_ATTEMPT, ATTEMPT));
+        let error = match tokio::time::timeout(limit, attempt).await {
             Ok(Ok(credentials)) => return credentials,
             Ok(Err(error)) => error,
-            Err(_) => JoinError::Timeout,
+            Err(_) => JoinError::Timeout(limit),
         };
         failures += 1;
         // The server's decision, not the network's: the token may do what the certificate does not.
@@ -153,13 +155,13 @@ async fn obtain(config: &ControlPlaneConfig, identity: &Identity, patience: &mut
             match good {
                 None => tracing::warn!(%error, "waiting for the control plane: no certificate yet"),
                 Some(c) => {
-                    tracing::warn!(%error, remaining = ?c.remaining(), "the certificate is not renewed yet")
+                    tracing::warn!(%error, remaining = ?c.remaining(), "the certificate is not renewed yet");
                 }
             }
         }
         // A certificate of ten seconds leaves three for all attempts, one of a day leaves hours.
         let hurry = good.map_or(Duration::MAX, |c| c.remaining() / 8);
-        tokio::time::sleep(backoff.next_within(hurry)).await;
+        tokio::time::sleep(backoff.pause_within(hurry)).await;
     }
 }
 
@@ -196,7 +198,7 @@ fn refused(config: &ControlPlaneConfig, how: How) -> impl Fn(tonic::Status) -> J
         method: how.as_str(),
         pod: pod.clone(),
         code: status.code(),
-        problem: control_plane::causes(&status),
+        problem: control_plane::words(&status),
     }
 }
 
@@ -236,5 +238,161 @@ async fn sleep_until(time: SystemTime) {
             return;
         }
         tokio::time::sleep(left.min(STEP)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Status;
+
+    use super::*;
+    use crate::identity::testing::{Authority, control_plane::ControlPlane};
+
+    fn join(config: &ControlPlaneConfig) -> Arc<Identity> {
+        let identity = Arc::new(Identity::new());
+        tokio::spawn(run(config.clone(), identity.clone()));
+        identity
+    }
+
+    /// Waits, without limit of its own, for what a task on this runtime will do.
+    async fn until(mut done: impl FnMut() -> bool) {
+        while !done() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    #[test]
+    fn a_good_certificate_renews_itself_and_a_token_helps_out() {
+        use How::{Join, Renew};
+        let choices = |good, refused| [0, 1, 2, 3, 4].map(|failures| How::choose(good, failures, refused));
+        assert_eq!(choices(true, false), [Renew, Renew, Join, Renew, Join]);
+        assert_eq!(choices(true, true), [Join; 5]);
+        assert_eq!(choices(false, false), [Join; 5]);
+    }
+
+    #[test]
+    fn renewal_comes_at_two_thirds_of_the_life_or_a_little_before() {
+        let now = SystemTime::now();
+        for (life, chance, expected) in
+            [(30, 0.0, 20.0), (30, 1.0, 18.0), (10, 0.0, 20.0 / 3.0), (0, 0.5, 0.0)]
+        {
+            let renewal = renewal(now, now + Duration::from_secs(life), chance);
+            let after = renewal.duration_since(now).unwrap().as_secs_f64();
+            assert!((after - expected).abs() < 0.001, "{life} s, {chance}: {after}");
+        }
+        assert_eq!(renewal(now, now - Duration::from_secs(5), 0.0), now);
+    }
+
+    #[tokio::test]
+    async fn a_sidecar_joins_with_its_token_and_is_who_the_control_plane_says() {
+        let control_plane = ControlPlane::start().await;
+        let identity = join(&control_plane.config);
+        identity.ready().await;
+        let credentials = identity.current().unwrap();
+        assert_eq!(credentials.id.as_str(), "spiffe://cluster.local/ns/shop/sa/web");
+        assert_eq!(credentials.trust.roots(), [control_plane.authority.root()]);
+        assert_eq!(control_plane.calls(), ["Join first"]);
+        assert_eq!(identity.problem(), None);
+    }
+
+    #[tokio::test]
+    async fn certificates_of_a_few_seconds_follow_each_other_without_a_gap() {
+        let control_plane = ControlPlane::start().await;
+        control_plane.answer([3, 3, 3600].map(|s| Ok(Duration::from_secs(s))));
+        let identity = join(&control_plane.config);
+        identity.ready().await;
+        let first = identity.current().unwrap();
+        until(|| {
+            assert!(!identity.current().unwrap().remaining().is_zero(), "a gap");
+            control_plane.calls().len() == 3 && identity.current().unwrap().remaining().as_secs() > 60
+        })
+        .await;
+        assert_eq!(control_plane.calls(), ["Join first", "Renew", "Renew"]);
+        let keys = [first, identity.current().unwrap()].map(|c| c.key.key.public_key().unwrap().to_vec());
+        assert_ne!(keys[0], keys[1], "each certificate has a key of its own");
+    }
+
+    #[tokio::test]
+    async fn where_renewal_is_refused_the_token_is_read_anew() {
+        let control_plane = ControlPlane::start().await;
+        let refused = Status::permission_denied("this cluster wants a token");
+        control_plane.answer([Ok(Duration::from_secs(3)), Err(refused)]);
+        let identity = join(&control_plane.config);
+        identity.ready().await;
+        std::fs::write(control_plane.file("token"), "second").unwrap();
+        until(|| control_plane.calls().len() == 3).await;
+        assert_eq!(control_plane.calls(), ["Join first", "Renew", "Join second"]);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_told_in_the_control_planes_words_until_a_token_does() {
+        let control_plane = ControlPlane::start().await;
+        control_plane.answer([Err(Status::unauthenticated("the token expired at noon"))]);
+        let identity = join(&control_plane.config);
+        until(|| identity.problem().is_some()).await;
+        let problem = identity.problem().unwrap();
+        for part in ["Join", "shop/web-0", "the token expired at noon"] {
+            assert!(problem.contains(part), "{part:?} in {problem:?}");
+        }
+        std::fs::write(control_plane.file("token"), "second").unwrap();
+        identity.ready().await;
+        assert_eq!(
+            (control_plane.calls().last().unwrap().as_str(), identity.problem()),
+            ("Join second", None)
+        );
+    }
+
+    #[tokio::test]
+    async fn files_that_are_missing_are_named_and_waited_for() {
+        let control_plane = ControlPlane::start().await;
+        let (ca, token) = (control_plane.file("ca.pem"), control_plane.file("token"));
+        std::fs::remove_file(&ca).unwrap();
+        std::fs::remove_file(&token).unwrap();
+        let identity = join(&control_plane.config);
+        let named = |file: &'static str| {
+            let identity = identity.clone();
+            async move { until(|| identity.problem().is_some_and(|p| p.contains(file))).await }
+        };
+        named("token file").await;
+        std::fs::write(&token, "\n").unwrap();
+        named("0 bytes are no token").await;
+        std::fs::write(&token, "first").unwrap();
+        named("CA file").await;
+        std::fs::write(&ca, "not PEM").unwrap();
+        named("no CERTIFICATE block").await;
+        std::fs::write(&ca, control_plane.authority.root_pem()).unwrap();
+        identity.ready().await;
+    }
+
+    #[tokio::test]
+    async fn a_control_plane_of_another_authority_gets_no_token() {
+        let control_plane = ControlPlane::start().await;
+        std::fs::write(control_plane.file("ca.pem"), Authority::new("cluster.local").root_pem()).unwrap();
+        let identity = join(&control_plane.config);
+        until(|| identity.problem().is_some()).await;
+        let problem = identity.problem().unwrap();
+        assert!(problem.contains("cannot connect") && problem.contains("certificate"), "{problem}");
+        assert!(control_plane.calls().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_certificate_of_another_key_or_authority_is_not_taken() {
+        let control_plane = ControlPlane::start().await;
+        let (key, csr) = key_and_request().unwrap();
+        let names = || vec![rcgen::SanType::URI("spiffe://cluster.local/ns/shop/sa/web".try_into().unwrap())];
+        let answer = |authority: &Authority| v1::Certificate {
+            chain: vec![authority.certify(&csr, names(), Duration::from_secs(60)).to_vec().into()],
+            roots: vec![control_plane.authority.root().to_vec().into()],
+            trust_domain: "cluster.local".to_owned(),
+            ..v1::Certificate::default()
+        };
+        assert!(credentials(&control_plane.config, &answer(&control_plane.authority), &key).is_ok());
+        let foreign = credentials(&control_plane.config, &answer(&Authority::new("cluster.local")), &key);
+        assert!(matches!(foreign, Err(JoinError::Credentials(CredentialsError::Certificate(_)))));
+        let other_key = KeyPair::generate().unwrap();
+        let mismatch = credentials(&control_plane.config, &answer(&control_plane.authority), &other_key);
+        assert!(matches!(mismatch, Err(JoinError::Credentials(CredentialsError::Tls(_)))));
+        let empty = v1::Certificate { chain: vec![], ..answer(&control_plane.authority) };
+        assert!(credentials(&control_plane.config, &empty, &key).is_err());
     }
 }

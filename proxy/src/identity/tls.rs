@@ -176,3 +176,108 @@ impl ClientCertVerifier for HoldsItsKey {
         provider().signature_verification_algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rustls::{HandshakeKind, NamedGroup, ProtocolVersion};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+    use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+
+    use super::*;
+    use crate::identity::{Credentials, testing::Authority};
+
+    const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
+    const REVIEWS: &str = "spiffe://cluster.local/ns/shop/sa/reviews";
+
+    type Ends =
+        (std::io::Result<client::TlsStream<DuplexStream>>, std::io::Result<server::TlsStream<DuplexStream>>);
+
+    /// Shakes hands and lets each side hear a byte of the other: with TLS 1.3 the client is done before the server has
+    /// judged it.
+    async fn handshake(client: Arc<ClientConfig>, server: Arc<ServerConfig>) -> Ends {
+        let (a, b) = duplex(64 * 1024);
+        let name = ServerName::try_from("http1.9080.heddle").unwrap();
+        let connect = async {
+            let mut stream = TlsConnector::from(client).connect(name, a).await?;
+            stream.write_all(b"x").await?;
+            stream.read_u8().await?;
+            Ok(stream)
+        };
+        let accept = async {
+            let mut stream = TlsAcceptor::from(server).accept(b).await?;
+            stream.write_all(b"x").await?;
+            stream.read_u8().await?;
+            Ok(stream)
+        };
+        tokio::join!(connect, accept)
+    }
+
+    fn pair() -> (Credentials, Credentials) {
+        let authority = Authority::new("cluster.local");
+        (authority.credentials(WEB), authority.credentials(REVIEWS))
+    }
+
+    #[tokio::test]
+    async fn both_sides_speak_tls_1_3_post_quantum_and_show_their_certificates() {
+        let (web, reviews) = pair();
+        let (client, server) = handshake(web.client.clone(), reviews.server.clone()).await;
+        let (client, server) = (client.unwrap(), server.unwrap());
+        let (client, server) = (client.get_ref().1, server.get_ref().1);
+        assert_eq!(server.protocol_version(), Some(ProtocolVersion::TLSv1_3));
+        assert_eq!(server.negotiated_key_exchange_group().unwrap().name(), NamedGroup::X25519MLKEM768);
+        assert_eq!((client.alpn_protocol(), server.alpn_protocol()), (Some(ALPN), Some(ALPN)));
+        assert_eq!(server.server_name(), Some("http1.9080.heddle"));
+        let now = std::time::SystemTime::now();
+        let seen = |certs| super::super::verify::peer(certs, &web.trust, now).unwrap().to_string();
+        assert_eq!(
+            (seen(client.peer_certificates()), seen(server.peer_certificates())),
+            (REVIEWS.to_owned(), WEB.to_owned())
+        );
+    }
+
+    #[tokio::test]
+    async fn a_second_connection_is_not_resumed() {
+        let (web, reviews) = pair();
+        for _ in 0..3 {
+            let (client, _) = handshake(web.client.clone(), reviews.server.clone()).await;
+            let client = client.unwrap();
+            assert_ne!(client.get_ref().1.handshake_kind(), Some(HandshakeKind::Resumed));
+            assert_eq!(client.get_ref().1.tls13_tickets_received(), 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_without_certificate_is_turned_away() {
+        let (_, reviews) = pair();
+        let mut config = ClientConfig::builder_with_provider(provider().clone())
+            .with_protocol_versions(&[&TLS13])
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(HoldsItsKey))
+            .with_no_client_auth();
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        let (client, server) = handshake(Arc::new(config), reviews.server.clone()).await;
+        assert!(client.is_err());
+        let error = server.unwrap_err().to_string();
+        assert!(error.contains("peer sent no certificates"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_certificate_without_its_key_opens_nothing() {
+        let (web, reviews) = pair();
+        let stolen = Arc::new(CertifiedKey::new(reviews.key.cert.clone(), web.key.key.clone()));
+        let (_, judged) = handshake(super::client(&stolen).unwrap(), reviews.server.clone()).await;
+        assert!(judged.unwrap_err().to_string().contains("BadSignature"));
+        let (judged, _) = handshake(web.client.clone(), super::server(&stolen).unwrap()).await;
+        assert!(judged.unwrap_err().to_string().contains("BadSignature"));
+    }
+
+    #[tokio::test]
+    async fn what_does_not_speak_the_carrier_gets_no_connection() {
+        let (web, reviews) = pair();
+        let mut config = ClientConfig::clone(&web.client);
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let (client, server) = handshake(Arc::new(config), reviews.server.clone()).await;
+        assert!(client.is_err() && server.is_err());
+    }
+}

@@ -22,11 +22,11 @@ pub enum PeerError {
     #[error("the peer's certificate is of another authority than ours")]
     OtherAuthority,
     /// Its time is over.
-    #[error("the peer's certificate expired at {0} (seconds since 1970)")]
-    Expired(u64),
+    #[error("the peer's certificate expired at {}", humantime::format_rfc3339_seconds(*.0))]
+    Expired(SystemTime),
     /// Its time has not come, or our clock is behind.
-    #[error("the peer's certificate is valid only from {0} (seconds since 1970): is a clock wrong?")]
-    NotYetValid(u64),
+    #[error("the peer's certificate is valid only from {}: is a clock wrong?", humantime::format_rfc3339_seconds(*.0))]
+    NotYetValid(SystemTime),
     /// The authority is ours, the trust domain is not.
     #[error("the peer {0} is of another trust domain")]
     OtherTrustDomain(SpiffeId),
@@ -113,12 +113,149 @@ fn spiffe_id(leaf: &CertificateDer<'_>) -> Result<SpiffeId, PeerError> {
 }
 
 fn refusal(error: webpki::Error) -> PeerError {
+    let time = |time: UnixTime| UNIX_EPOCH + Duration::from_secs(time.as_secs());
     match error {
         webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => {
             PeerError::OtherAuthority
         }
-        webpki::Error::CertExpired { not_after, .. } => PeerError::Expired(not_after.as_secs()),
-        webpki::Error::CertNotValidYet { not_before, .. } => PeerError::NotYetValid(not_before.as_secs()),
+        webpki::Error::CertExpired { not_after, .. } => PeerError::Expired(time(not_after)),
+        webpki::Error::CertNotValidYet { not_before, .. } => PeerError::NotYetValid(time(not_before)),
         other => PeerError::Unusable(format!("{other:?}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{ExtendedKeyUsagePurpose, SanType};
+
+    use super::*;
+    use crate::identity::testing::{Authority, HOUR};
+
+    const ID: &str = "spiffe://cluster.local/ns/shop/sa/web";
+
+    fn uri(text: &str) -> SanType {
+        SanType::URI(text.try_into().unwrap())
+    }
+
+    fn dns(text: &str) -> SanType {
+        SanType::DnsName(text.try_into().unwrap())
+    }
+
+    fn word(result: Result<SpiffeId, PeerError>) -> String {
+        result.map_or_else(|e| e.as_str().to_owned(), |id| id.to_string())
+    }
+
+    #[test]
+    fn exactly_the_certificates_of_our_mesh_are_believed() {
+        let ours = Authority::new("cluster.local");
+        let foreign = Authority::new("cluster.local");
+        let trust = ours.trust();
+        let now = SystemTime::now();
+        let judge = |authority: &Authority, names: Vec<SanType>| {
+            word(peer(Some(&[authority.leaf(names, now - HOUR, now + HOUR).0]), &trust, now))
+        };
+        let cases = [
+            ("a good one", judge(&ours, vec![uri(ID)]), ID),
+            ("another authority of the same name", judge(&foreign, vec![uri(ID)]), "OtherAuthority"),
+            (
+                "two URIs",
+                judge(&ours, vec![uri(ID), uri("spiffe://cluster.local/ns/shop/sa/root")]),
+                "NotSpiffe",
+            ),
+            ("the same URI twice", judge(&ours, vec![uri(ID), uri(ID)]), "NotSpiffe"),
+            ("a DNS name beside", judge(&ours, vec![uri(ID), dns("bank.example")]), "NotSpiffe"),
+            ("a DNS name alone", judge(&ours, vec![dns("control-plane.heddle.internal")]), "NotSpiffe"),
+            (
+                "an address beside",
+                judge(&ours, vec![SanType::IpAddress([127, 0, 0, 1].into()), uri(ID)]),
+                "NotSpiffe",
+            ),
+            ("no name", judge(&ours, vec![]), "NotSpiffe"),
+            ("not a SPIFFE ID", judge(&ours, vec![uri("https://cluster.local/ns/shop/sa/web")]), "NotSpiffe"),
+            (
+                "a SPIFFE ID that is no workload's",
+                judge(&ours, vec![uri("spiffe://cluster.local")]),
+                "NotSpiffe",
+            ),
+            (
+                "another trust domain",
+                judge(&ours, vec![uri("spiffe://other.example/ns/shop/sa/web")]),
+                "OtherTrustDomain",
+            ),
+        ];
+        for (what, got, expected) in cases {
+            assert_eq!(got, expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_counts_from_its_first_to_its_last_second() {
+        let ours = Authority::new("cluster.local");
+        let now = SystemTime::now();
+        let leaf = [ours.leaf(vec![uri(ID)], now, now + HOUR).0];
+        let at = |time| word(peer(Some(&leaf), &ours.trust(), time));
+        assert_eq!(at(now - HOUR), "NotYetValid");
+        assert_eq!(at(now + HOUR / 2), ID);
+        assert_eq!(at(now + 2 * HOUR), "Expired");
+        let late = peer(Some(&leaf), &ours.trust(), UNIX_EPOCH + 1_000_000 * HOUR).unwrap_err().to_string();
+        let expiry = humantime::format_rfc3339_seconds(now + HOUR).to_string();
+        assert!(late.ends_with(&expiry), "{late:?} and not {expiry}");
+    }
+
+    #[test]
+    fn no_certificate_and_no_sense_are_told_apart() {
+        let trust = Authority::new("cluster.local").trust();
+        let now = SystemTime::now();
+        assert_eq!(peer(None, &trust, now), Err(PeerError::NoCertificate));
+        assert_eq!(peer(Some(&[]), &trust, now), Err(PeerError::NoCertificate));
+        let garbage = [CertificateDer::from(vec![0x30, 0x03, 1, 2, 3])];
+        assert_eq!(word(peer(Some(&garbage), &trust, now)), "Unusable");
+    }
+
+    #[test]
+    fn an_authority_is_no_workload() {
+        let ours = Authority::new("cluster.local");
+        assert_eq!(word(peer(Some(&[ours.root()]), &ours.trust(), SystemTime::now())), "Unusable");
+    }
+
+    #[test]
+    fn a_workload_cannot_sign_for_others() {
+        let ours = Authority::new("cluster.local");
+        let now = SystemTime::now();
+        let (leaf, forged) = ours.forged_by_a_leaf(vec![uri(ID)]);
+        assert_eq!(word(peer(Some(&[forged, leaf]), &ours.trust(), now)), "Unusable");
+    }
+
+    #[test]
+    fn a_certificate_made_for_something_else_is_not_usable() {
+        let ours = Authority::new("cluster.local");
+        let leaf = ours.leaf_for(vec![uri(ID)], vec![ExtendedKeyUsagePurpose::CodeSigning]);
+        assert_eq!(word(peer(Some(&[leaf]), &ours.trust(), SystemTime::now())), "Unusable");
+    }
+
+    #[test]
+    fn while_roots_rotate_both_count() {
+        let (old, new) = (Authority::new("cluster.local"), Authority::new("cluster.local"));
+        let both = Trust::new("cluster.local", &[old.root(), new.root()]).unwrap();
+        let now = SystemTime::now();
+        for authority in [old, new] {
+            assert_eq!(
+                word(peer(Some(&[authority.leaf(vec![uri(ID)], now - HOUR, now + HOUR).0]), &both, now)),
+                ID
+            );
+        }
+    }
+
+    #[test]
+    fn a_certificate_in_which_any_byte_was_changed_is_not_believed() {
+        let ours = Authority::new("cluster.local");
+        let (trust, now) = (ours.trust(), SystemTime::now());
+        let good = ours.leaf(vec![uri(ID)], now - HOUR, now + HOUR).0;
+        for index in 0..good.len() {
+            let mut bytes = good.to_vec();
+            bytes[index] ^= 1;
+            let result = peer(Some(&[bytes.into()]), &trust, now);
+            assert!(result.is_err(), "byte {index}: {result:?}");
+        }
     }
 }

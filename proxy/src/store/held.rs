@@ -26,9 +26,8 @@ use crate::{
     identity::{Identity, Trust},
 };
 
-/// Ticks after which endpoints that a destination waits for are asked for by name …
-const ASK_AGAIN: u32 = 2;
-/// … and after which the stream is given up: server and sidecar do not agree on what was sent.
+/// Ticks for which a destination waits for endpoints: after that the stream is given up, since server and sidecar do
+/// not agree on what was sent.
 const GIVE_UP: u32 = 10;
 /// Ticks between two sweeps.
 const SWEEP: u32 = 30;
@@ -47,6 +46,8 @@ pub(super) struct Held {
     inbound_version: Option<String>,
     trust_version: Option<String>,
     ticks: u32,
+    // Whether it was said since the last sweep that the store is full.
+    said_full: bool,
     status: Status,
     pub(super) outgoing: Outgoing,
 }
@@ -69,6 +70,7 @@ impl Held {
             inbound_version: None,
             trust_version: None,
             ticks: 0,
+            said_full: false,
             status: Status::default(),
             outgoing: Outgoing::default(),
         }
@@ -128,7 +130,7 @@ impl Held {
             Asked::Settled => {}
             Asked::New => self.outgoing.subscribe(ResourceType::Destination, &command.name),
             Asked::Full => {
-                if self.status.refused_names == 0 {
+                if !std::mem::replace(&mut self.said_full, true) {
                     tracing::warn!(name = %command.name, "the store is full of names in use: refusing more");
                 }
                 self.status.refused_names += 1;
@@ -150,6 +152,7 @@ impl Held {
             }
             self.ticks += 1;
             if self.ticks.is_multiple_of(SWEEP) {
+                self.said_full = false;
                 self.names.sweep();
                 self.backends.sweep();
             }
@@ -159,24 +162,18 @@ impl Held {
         Ok(())
     }
 
-    /// Looks after destinations that wait for endpoints. They come in the same message, so waiting at all is rare.
+    /// Looks after destinations that wait for endpoints.
     fn chase(&mut self) -> Result<(), Stuck> {
         self.waited = if self.waiting.is_empty() { 0 } else { self.waited + 1 };
-        if self.waited != ASK_AGAIN && self.waited < GIVE_UP {
+        if self.waited < GIVE_UP {
             return Ok(());
         }
+        self.waited = 0;
         let staged = self.waiting.iter().filter_map(|name| self.names.entries.get(name)?.staged.as_ref());
-        let missing: BTreeSet<_> = staged.flat_map(|s| self.backends.missing(&s.backends)).cloned().collect();
-        match missing.first() {
-            Some(key) if self.waited >= GIVE_UP => {
-                self.waited = 0;
-                Err(Stuck(key.clone()))
-            }
-            _ => {
-                missing.iter().for_each(|key| self.outgoing.renew(ResourceType::Endpoints, key));
-                Ok(())
-            }
-        }
+        staged
+            .flat_map(|s| self.backends.missing(&s.backends))
+            .next()
+            .map_or(Ok(()), |key| Err(Stuck(key.clone())))
     }
 
     /// Takes in one response and leaves the answer in `outgoing`. Endpoints go first, so that a destination finds
@@ -249,7 +246,8 @@ impl Held {
         self.backends.name(&keys);
         self.unstage(&name);
         if let Some(entry) = self.names.entries.get_mut(&name) {
-            entry.staged = Some(Staged { destination, version: version.to_owned(), backends: keys });
+            entry.staged =
+                Some(Staged { destination, version: version.to_owned(), backends: keys, asked: false });
             self.waiting.insert(name);
         }
         Ok(())
@@ -308,12 +306,17 @@ impl Held {
         }
     }
 
-    /// Shows the destinations whose endpoints are in.
+    /// Shows the destinations whose endpoints are in. They come in the same message, but for those that the server
+    /// believes us to hold because of another name, which we have just given up: these are asked for by name.
     fn settle(&mut self) {
         for name in std::mem::take(&mut self.waiting) {
             let Some(entry) = self.names.entries.get_mut(&name) else { continue };
-            let Some(staged) = entry.staged.take() else { continue };
-            if self.backends.missing(&staged.backends).next().is_some() {
+            let Some(mut staged) = entry.staged.take() else { continue };
+            let missing: Vec<_> = self.backends.missing(&staged.backends).cloned().collect();
+            if !missing.is_empty() {
+                if !std::mem::replace(&mut staged.asked, true) {
+                    missing.iter().for_each(|key| self.outgoing.renew(ResourceType::Endpoints, key));
+                }
                 entry.staged = Some(staged);
                 self.waiting.insert(name);
                 continue;

@@ -14,6 +14,8 @@ mod outgoing;
 mod slot;
 mod status;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::HashMap,

@@ -65,6 +65,8 @@ pub(super) struct Staged {
     pub destination: Arc<Destination>,
     pub version: String,
     pub backends: Vec<Arc<str>>,
+    /// Whether the endpoints that lack were asked for by name.
+    pub asked: bool,
 }
 
 /// What came of asking for a name.
@@ -136,19 +138,14 @@ impl Names {
 
     /// A complete answer: shows it to everybody and wakes who waits.
     pub(super) fn show(&mut self, name: &str, lookup: Lookup) {
-        let Some((name, entry)) = self.entries.get_key_value(name).map(|(n, _)| n.clone()).and_then(|name| {
-            let entry = self.entries.get_mut(&name)?;
-            Some((name, entry))
-        }) else {
-            return;
-        };
+        let Some(entry) = self.entries.get_mut(name) else { return };
         entry.refused = false;
         let slot = if let Some(slot) = &entry.slot {
             slot.replace(lookup);
             slot.clone()
         } else {
             self.dirty = true;
-            entry.slot.insert(Arc::new(Slot::new(name, lookup))).clone()
+            entry.slot.insert(Arc::new(Slot::new(name.into(), lookup))).clone()
         };
         self.waiters -= entry.waiters.len();
         for waiter in entry.waiters.drain(..) {
