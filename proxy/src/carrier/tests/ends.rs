@@ -13,7 +13,7 @@ use tokio_stream::StreamExt;
 
 use super::super::{
     CarrierBody, Sent, respond,
-    testing::{SECOND, World, channel, for_hours, on_a_worker},
+    testing::{SECOND, World, channel, for_hours, on_a_worker, raw},
     unless_reset,
 };
 use crate::reason::Reason;
@@ -225,6 +225,20 @@ async fn the_caller_closes_an_idle_connection_before_the_server_would() {
         assert_eq!(*ended.borrow(), [Ok(())], "an orderly close, by GOAWAY");
         assert_eq!(world.text("/").await, "fine");
         assert_eq!(world.accepted.get(), 2);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_never_asks_anything_is_closed_in_the_end() {
+    for_hours(async {
+        let (world, _told) = world().await;
+        let credentials = world.authority.credentials("web");
+        let io = raw(&world, &credentials, "http1.9080.heddle").await;
+        let (_never_used, connection) = h2::client::handshake(io).await.unwrap();
+        let began = tokio::time::Instant::now();
+        connection.await.unwrap();
+        assert!(began.elapsed() >= 600 * SECOND);
     })
     .await;
 }
