@@ -85,7 +85,7 @@ fn answer(hub: &Hub, metrics: &Metrics, method: &Method, uri: &http::Uri) -> Res
 fn readable(problems: &[Diagnostic]) -> String {
     problems.iter().fold(String::new(), |mut text, problem| {
         // Writing to a String cannot fail.
-        let _written = writeln!(text, "{problem:?}");
+        let _written = writeln!(text, "{problem}");
         text
     })
 }

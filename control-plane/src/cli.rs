@@ -11,7 +11,11 @@ use std::{
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
-use heddle_api::identity::SpiffeId;
+use heddle_api::{
+    identity::SpiffeId,
+    resources::{AccessPolicy, MeshPolicy, TrafficPolicy},
+};
+use kube::CustomResourceExt as _;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
@@ -109,7 +113,6 @@ impl RunArgs {
             .with_writer(std::io::stderr)
             .init();
         let options = run::Options {
-            manifests: self.manifests,
             state_dir: self.state_dir,
             listen: self.listen,
             admin_listen: self.admin_listen,
@@ -119,7 +122,7 @@ impl RunArgs {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting threads")?;
         runtime.block_on(async {
-            let running = run::start(options).await?;
+            let running = run::start(options, self.manifests).await?;
             running.until_signalled().await
         })
     }
@@ -134,12 +137,19 @@ impl TokenArgs {
     }
 }
 
+/// The definitions of Heddle's kinds, one YAML document each.
 fn crds() -> anyhow::Result<String> {
-    Ok(String::new())
+    let all = [TrafficPolicy::crd(), AccessPolicy::crd(), MeshPolicy::crd()];
+    let documents: Result<Vec<_>, _> = all.iter().map(serde_norway::to_string).collect();
+    Ok(documents.context("writing YAML")?.join("---\n"))
 }
 
 fn print(text: &str) -> anyhow::Result<()> {
-    writeln!(std::io::stdout(), "{}", text.trim_end()).context("writing to stdout")
+    match writeln!(std::io::stdout(), "{}", text.trim_end()) {
+        // Whoever reads has read enough.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.context("writing to stdout"),
+    }
 }
 
 fn lifetime(text: &str) -> Result<Duration, String> {
@@ -198,6 +208,20 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn the_definitions_of_all_kinds_are_printed_as_yaml() {
+        let text = crds().unwrap();
+        let kinds: Vec<String> = text
+            .split("---\n")
+            .map(|document| {
+                let value: serde_norway::Value = serde_norway::from_str(document).unwrap();
+                assert_eq!(value["spec"]["group"], heddle_api::GROUP);
+                value["spec"]["names"]["kind"].as_str().unwrap().to_owned()
+            })
+            .collect();
+        assert_eq!(kinds, ["TrafficPolicy", "AccessPolicy", "MeshPolicy"]);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::{
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
@@ -23,6 +23,9 @@ use crate::{
     tls::Caller,
     token::{Bearer, TokenAuthority, TokenError},
 };
+
+/// How long a request waits for the first reading of the objects.
+const SYNC_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why somebody got no certificate.
 #[derive(Debug, thiserror::Error)]
@@ -104,26 +107,25 @@ impl IdentityService {
         Self { hub, authority, tokens, metrics }
     }
 
-    fn join_at(&self, request: &v1::JoinRequest, now: SystemTime) -> Result<v1::Certificate, Refusal> {
+    async fn join_at(&self, request: &v1::JoinRequest, now: SystemTime) -> Result<v1::Certificate, Refusal> {
         let bearer = self.tokens.verify(&request.token, now)?;
         let pod: PodName = request.pod.parse().map_err(Refusal::PodName)?;
         if bearer.namespace != pod.namespace {
             return Err(Refusal::Namespace { token: bearer.namespace, pod });
         }
-        self.certify(&bearer, &pod, &request.csr, now)
+        self.certify(&bearer, &pod, &request.csr, now).await
     }
 
     /// Signs for a pod whose service account the caller has proven.
-    fn certify(
+    async fn certify(
         &self,
         proven: &Bearer,
         pod: &PodName,
         csr: &[u8],
         now: SystemTime,
     ) -> Result<v1::Certificate, Refusal> {
-        if !self.hub.is_synced() {
-            return Err(Refusal::NotSynced);
-        }
+        // After a restart the objects are there in a moment; that is quicker than trying again.
+        tokio::time::timeout(SYNC_TIMEOUT, self.hub.synced()).await.map_err(|_| Refusal::NotSynced)?;
         let facts = self.hub.pod(pod).ok_or_else(|| Refusal::NoPod(pod.clone()))?;
         if !facts.meshed {
             return Err(Refusal::NotMeshed(pod.clone()));
@@ -178,7 +180,7 @@ impl Identity for IdentityService {
         let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let pod: String = request.pod.chars().take(320).collect();
-        self.finish("join", &pod, &caller, self.join_at(&request, SystemTime::now()))
+        self.finish("join", &pod, &caller, self.join_at(&request, SystemTime::now()).await)
     }
 
     async fn renew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::Certificate>, Status> {
@@ -188,7 +190,7 @@ impl Identity for IdentityService {
             namespace: peer.id.namespace().to_owned(),
             service_account: peer.id.service_account().to_owned(),
         };
-        let outcome = self.certify(&proven, &peer.pod, &request.get_ref().csr, SystemTime::now());
+        let outcome = self.certify(&proven, &peer.pod, &request.get_ref().csr, SystemTime::now()).await;
         self.finish("renew", &peer.pod.to_string(), &caller, outcome)
     }
 }

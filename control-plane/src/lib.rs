@@ -1,6 +1,6 @@
 //! Heddle's control plane: reads objects, compiles them to mesh config, and tells each sidecar what concerns it.
 //!
-//! In the order in which a change travels: `source` reads objects, `compile` derives config from them, [`hub`] keeps
+//! In the order in which a change travels: [`source`] reads objects, [`compile`] derives config from them, [`hub`] keeps
 //! what is subscribed to and who subscribes, [`discovery`] speaks to one sidecar. Beside that stand who may speak:
 //! [`ca`], [`token`], [`identity`] and [`tls`]; and the operator's side: [`admin`] and [`cli`].
 

@@ -37,6 +37,8 @@ pub enum Refused {
     BadRequest,
     /// More subscriptions than a sidecar may have.
     TooManySubscriptions,
+    /// More connections than a pod may have.
+    TooManyConnections,
     /// A fault of the control plane.
     Internal,
 }
@@ -54,6 +56,8 @@ pub struct Metrics {
     pub streams: Gauge,
     /// Resources that somebody follows.
     pub resources: Gauge,
+    /// Problems with the objects at present.
+    pub problems: Gauge,
     /// Batches taken from the source.
     pub batches: Counter,
     /// Resources compiled again because of a change.
@@ -84,6 +88,7 @@ impl Metrics {
         };
         name("streams", "Connected discovery streams", Registered::Gauge(all.streams.clone()));
         name("resources", "Resources that sidecars follow", Registered::Gauge(all.resources.clone()));
+        name("problems", "Problems with the objects at present", Registered::Gauge(all.problems.clone()));
         name("batches", "Batches of changes taken from the source", Registered::Counter(all.batches.clone()));
         name("compiled", "Resources compiled because of a change", Registered::Counter(all.compiled.clone()));
         name("responses", "Discovery responses sent", Registered::Counter(all.responses.clone()));

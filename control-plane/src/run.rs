@@ -11,7 +11,7 @@ use anyhow::{Context as _, anyhow};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
-    sync::mpsc,
+    sync::mpsc::{self, Sender},
     task::{JoinHandle, JoinSet},
 };
 use tokio_util::sync::CancellationToken;
@@ -24,7 +24,7 @@ use crate::{
     hub::{self, Hub},
     identity::IdentityService,
     metrics::Metrics,
-    source,
+    source::{self, Batch},
     tls::{ServingTls, serve::Server},
     token::TokenAuthority,
 };
@@ -39,8 +39,6 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// What `run` is told on the command line.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Directory of manifests.
-    pub manifests: PathBuf,
     /// Directory of keys and certificates.
     pub state_dir: PathBuf,
     /// Where sidecars connect.
@@ -66,15 +64,29 @@ pub struct Running {
     _others: JoinSet<()>,
 }
 
-/// Starts it: once this returns, both ports are open.
+/// Starts it with a directory of manifests as the source. Once this returns, both ports are open.
 ///
 /// # Errors
-/// When the state directory or the manifests cannot be used, or a port is taken.
-pub async fn start(options: Options) -> anyhow::Result<Running> {
-    let now = SystemTime::now();
-    if !options.manifests.is_dir() {
-        return Err(anyhow!("--manifests {}: there is no such directory", options.manifests.display()));
+/// When the manifests or the state directory cannot be used, or a port is taken.
+pub async fn start(options: Options, manifests: PathBuf) -> anyhow::Result<Running> {
+    if !manifests.is_dir() {
+        return Err(anyhow!("--manifests {}: there is no such directory", manifests.display()));
     }
+    start_with(options, |batches| source::directory::run(manifests, batches)).await
+}
+
+/// Starts it with any source: a future that sends batches for as long as it lives.
+///
+/// # Errors
+/// When the state directory cannot be used or a port is taken.
+pub async fn start_with<F>(
+    options: Options,
+    source: impl FnOnce(Sender<Batch>) -> F,
+) -> anyhow::Result<Running>
+where
+    F: Future<Output = anyhow::Result<()>> + Send + 'static,
+{
+    let now = SystemTime::now();
     files::state_dir(&options.state_dir)?;
     let authority =
         Authority::open(&options.state_dir, &options.trust_domain, options.certificate_lifetime, now)?;
@@ -93,7 +105,7 @@ pub async fn start(options: Options) -> anyhow::Result<Running> {
     };
     let hub = Hub::new(mesh, authority.roots(), Arc::clone(&metrics));
     let (tx, rx) = mpsc::channel(BATCHES);
-    let source = tokio::spawn(source::directory::run(options.manifests, tx));
+    let source = tokio::spawn(source(tx));
     let mut others = JoinSet::new();
     others.spawn(hub::run(Arc::clone(&hub), rx));
     others.spawn(Arc::clone(&tls).rotate(due));

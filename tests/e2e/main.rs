@@ -1,11 +1,14 @@
 //! The mesh as its users meet it: real processes, real sockets. One module for each thing that must hold.
 
+mod attacks;
 mod bad_http;
 mod bad_input;
+mod complaints;
 mod control_plane_gone;
 mod ejection_and_retries;
 mod http_as_it_was;
 mod identity;
+mod neighbours;
 mod nothing_drops;
 mod one_request_over_mtls;
 mod programs;

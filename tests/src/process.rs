@@ -121,12 +121,18 @@ impl Drop for Process {
 
 /// The same command, run so that it dies with the thread that starts it.
 fn tie_to_this_thread(command: &Command) -> Command {
-    let Some(setpriv) = crate::program::find("setpriv") else {
-        return copy(command, Command::new(command.get_program()));
-    };
-    let mut tied = Command::new(setpriv);
-    tied.args(["--pdeathsig", "KILL", "--"]).arg(command.get_program());
-    copy(command, tied)
+    match crate::program::find("setpriv") {
+        Some(_) => wrap("setpriv", &["--pdeathsig", "KILL", "--"], command),
+        None => copy(command, Command::new(command.get_program())),
+    }
+}
+
+/// The same command, run by `program`, which takes these arguments before it.
+#[must_use]
+pub fn wrap(program: &str, args: &[&str], command: &Command) -> Command {
+    let mut outer = Command::new(program);
+    outer.args(args).arg(command.get_program());
+    copy(command, outer)
 }
 
 fn copy(from: &Command, mut to: Command) -> Command {

@@ -20,7 +20,7 @@ use crate::{
     eventually,
     manifest::{self, PodManifest},
     metrics::Scrape,
-    process::Process,
+    process::{Process, wrap},
     wait::PATIENCE,
 };
 
@@ -216,7 +216,15 @@ impl World {
             ready: true,
             terminating: false,
         };
-        PodBuilder { answers_as: None, args: Vec::new(), waits: true, writes: true, manifest, world: self }
+        PodBuilder {
+            answers_as: None,
+            args: Vec::new(),
+            file_limit: None,
+            waits: true,
+            writes: true,
+            manifest,
+            world: self,
+        }
     }
 
     /// The sidecar process of a pod.
@@ -308,6 +316,7 @@ pub struct PodBuilder<'a> {
     manifest: PodManifest,
     answers_as: Option<String>,
     args: Vec<String>,
+    file_limit: Option<u32>,
     waits: bool,
     writes: bool,
 }
@@ -362,6 +371,13 @@ impl PodBuilder<'_> {
         self
     }
 
+    /// Its sidecar may hold this many descriptors.
+    #[must_use]
+    pub fn file_limit(mut self, descriptors: u32) -> Self {
+        self.file_limit = Some(descriptors);
+        self
+    }
+
     /// Its manifest is in the directory already.
     #[must_use]
     pub fn as_declared(mut self) -> Self {
@@ -381,7 +397,7 @@ impl PodBuilder<'_> {
     /// # Errors
     /// When one of them cannot be started.
     pub async fn start(self) -> anyhow::Result<Pod> {
-        let Self { world, manifest, answers_as, args, waits, writes } = self;
+        let Self { world, manifest, answers_as, args, file_limit, waits, writes } = self;
         let full_name = format!("{}/{}", manifest.namespace, manifest.name);
         if writes {
             world.save(&manifest.file(), &manifest.yaml())?;
@@ -394,6 +410,10 @@ impl PodBuilder<'_> {
             let token = world.token(&manifest.namespace, &manifest.service_account, "1h")?;
             let mut command = world.sidecar_command(&full_name, manifest.ip, &token)?;
             command.args(args);
+            if let Some(limit) = file_limit {
+                // util-linux, as setpriv is.
+                command = wrap("prlimit", &[&format!("--nofile={limit}:{limit}"), "--"], &command);
+            }
             let process = world.run(&full_name, &command)?;
             world.sidecars.insert(full_name.clone(), (command, process));
         }

@@ -5,7 +5,8 @@
 //!
 //! The state directory holds `ca.pem` (the roots; readable by everyone) and `ca-key.pem` (the key of one of them;
 //! mode 0600). `ca.pem` may hold several certificates: all are trusted and handed out, and the one that belongs to the
-//! key signs. So a root is rotated by appending the new certificate, later replacing the key, later removing the old.
+//! key signs. So a root is rotated by appending the new certificate, later replacing the key, later removing the old, with
+//! a restart after each step, which sidecars do not notice.
 
 pub mod csr;
 pub mod files;

@@ -205,6 +205,9 @@ impl Mesh {
     }
 
     fn set_route(&mut self, reference: &ObjectRef, route: Option<Arc<Route>>, touched: &mut Touched) {
+        if self.routes.get(reference) == route.as_ref() {
+            return;
+        }
         if let Some(old) = self.routes.remove(reference) {
             for parent in super::route::parents(&old) {
                 touched.deps.insert(Dep::service(&parent));
@@ -229,6 +232,9 @@ impl Mesh {
     }
 
     fn set_traffic_policy(&mut self, name: &Name, policy: Option<Arc<TrafficPolicy>>, touched: &mut Touched) {
+        if self.traffic.get(name) == policy.as_ref() {
+            return;
+        }
         let reference = reference(Kind::TrafficPolicy, name);
         if let Some(old) = self.traffic.remove(name) {
             let key = Seniority::of(&old.metadata);
@@ -256,6 +262,9 @@ impl Mesh {
     }
 
     fn set_access_policy(&mut self, name: &Name, policy: Option<Arc<AccessPolicy>>, touched: &mut Touched) {
+        if self.access.get(name) == policy.as_ref() {
+            return;
+        }
         let reference = reference(Kind::AccessPolicy, name);
         let targets = |policy: &AccessPolicy| -> Vec<AccessTarget> {
             let services = services_of(&policy.spec.target_refs, &name.namespace).into_iter();
@@ -290,6 +299,11 @@ impl Mesh {
     }
 
     fn set_mesh_policy(&mut self, name: &Name, policy: Option<Arc<MeshPolicy>>, touched: &mut Touched) {
+        let rivals = self.mesh_policies.get(&name.namespace);
+        let old = rivals.and_then(|rivals| rivals.iter().find(|(key, _)| key.name == *name));
+        if old.map(|(_, old)| old) == policy.as_ref() {
+            return;
+        }
         touched.deps.insert(Dep::Namespace(name.namespace.clone()));
         let rivals = self.mesh_policies.entry(name.namespace.clone()).or_default();
         rivals.retain(|key, _| key.name != *name);

@@ -23,7 +23,6 @@ impl Mesh {
         let Some(key) = BackendKey::parse(backend_key) else { return deps.compiled(None) };
         let endpoints = match &key {
             BackendKey::Service(name, number, ip) => {
-                deps.add(Dep::service(name));
                 deps.add(Dep::endpoints(name));
                 deps.add_policies(&name.namespace);
                 self.service_port(name, *number).map(|(service, port)| {

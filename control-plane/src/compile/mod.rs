@@ -16,6 +16,8 @@ mod policy;
 mod protocol;
 mod route;
 mod selection;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},

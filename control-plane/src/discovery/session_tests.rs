@@ -128,6 +128,17 @@ fn a_destination_comes_with_the_endpoints_that_it_names() {
 }
 
 #[test]
+fn endpoints_that_two_destinations_name_come_once() {
+    let world = World::default();
+    world.destination("a:80", &["x"]);
+    world.destination("b:80", &["x"]);
+    world.endpoints("x", &["1"]);
+    let mut session = session(&world);
+    session.request(subscribe(&[destination("a:80"), destination("b:80")])).unwrap();
+    assert_eq!(changed(&session.respond().unwrap()), ["a:80", "x", "b:80"]);
+}
+
+#[test]
 fn a_name_that_leads_nowhere_is_answered_absent_once() {
     let world = World::default();
     let mut session = session(&world);

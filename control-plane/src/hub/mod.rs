@@ -11,7 +11,7 @@ pub mod streams;
 mod table;
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
 };
 
@@ -39,6 +39,7 @@ pub struct Hub {
     streams: Streams,
     trust: (Arc<str>, v1::TrustBundle),
     problems: Mutex<Vec<Diagnostic>>,
+    logged: Mutex<BTreeSet<Diagnostic>>,
     synced: watch::Sender<bool>,
     metrics: Arc<Metrics>,
 }
@@ -55,6 +56,7 @@ impl Hub {
             table: Mutex::default(),
             streams: Streams::new(Arc::clone(&metrics)),
             problems: Mutex::default(),
+            logged: Mutex::default(),
             synced: watch::Sender::new(false),
             metrics,
         })
@@ -117,6 +119,7 @@ impl Hub {
                 self.streams.mark(id, &key);
             }
         }
+        self.log_problems();
         if batch.synced {
             self.synced.send_if_modified(|synced| !std::mem::replace(synced, true));
         }
@@ -151,6 +154,16 @@ impl Hub {
     #[must_use]
     pub fn former(&self, key: &Key, version: &str) -> Option<Arc<Rendered>> {
         lock(&self.table).former(key, version)
+    }
+
+    /// Counts all problems, and logs each of the objects' when it appears. The source logs its own.
+    fn log_problems(&self) {
+        let now: BTreeSet<_> = self.mesh().diagnostics().into_iter().collect();
+        self.metrics.problems.set((now.len() + lock(&self.problems).len()) as i64);
+        let before = std::mem::replace(&mut *lock(&self.logged), now.clone());
+        for problem in now.difference(&before) {
+            tracing::warn!("{problem}");
+        }
     }
 
     fn compile(&self, mesh: &Mesh, key: &Key) -> (Rendered, Vec<Dep>) {
@@ -203,3 +216,6 @@ pub fn hex(bytes: &[u8]) -> String {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;

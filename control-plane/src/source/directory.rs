@@ -312,3 +312,6 @@ impl Reader {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,7 +9,7 @@ use k8s_openapi::api::{
     core::v1::{Namespace, Pod, Service},
     discovery::v1::EndpointSlice,
 };
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{Deserialize, Deserializer};
 use serde_norway::Value;
 
 use crate::{
@@ -128,10 +128,17 @@ fn parse_object(line: u32, text: Option<&str>, value: &Value) -> Parsed {
         ObjectRef { kind, namespace: if kind == Kind::Namespace { String::new() } else { namespace }, name };
     let mut errors: Vec<(u32, FieldError)> = Vec::new();
     match read(kind, text, value) {
-        Err(error) => errors.push(match text {
-            Some(_) => located(begin, &error),
-            None => (line, field_error(&error.to_string())),
-        }),
+        Err(Unread { path, error }) => {
+            let (error_line, mut problem) = match text {
+                Some(_) => located(begin, &error),
+                None => (line, field_error(&error.to_string())),
+            };
+            // The longer path says more.
+            if path != "." && path.starts_with(&problem.field) {
+                problem.field = path;
+            }
+            errors.push((error_line, problem));
+        }
         Ok((object, unknown)) => {
             let unknown = unknown
                 .into_iter()
@@ -162,23 +169,38 @@ fn lead(text: &str) -> u32 {
     text.lines().take_while(silent).count() as u32
 }
 
+/// Why an object could not be read: the field's path, as far as that goes, and the parser's error.
+struct Unread {
+    path: String,
+    error: serde_norway::Error,
+}
+
 /// Reads an object, and the fields that nobody asked for.
-fn read(kind: Kind, text: Option<&str>, value: &Value) -> Result<(Object, Vec<String>), serde_norway::Error> {
-    fn typed<T: DeserializeOwned>(
-        text: Option<&str>,
-        value: &Value,
-    ) -> Result<(T, Vec<String>), serde_norway::Error> {
+fn read(kind: Kind, text: Option<&str>, value: &Value) -> Result<(Object, Vec<String>), Unread> {
+    fn typed<'de, T: Deserialize<'de>>(
+        source: impl Deserializer<'de, Error = serde_norway::Error>,
+    ) -> Result<(T, Vec<String>), Unread> {
         let mut unknown = Vec::new();
-        let mut note = |path: serde_ignored::Path<'_>| unknown.push(field_path(&path.to_string()));
-        let object = match text {
-            Some(text) => serde_ignored::deserialize(serde_norway::Deserializer::from_str(text), &mut note)?,
-            None => serde_ignored::deserialize(value.clone(), &mut note)?,
+        let mut note = |path: serde_ignored::Path<'_>| {
+            let field = field_path(&path.to_string());
+            // The generated types take these two for granted; they were looked at before.
+            if field != "apiVersion" && field != "kind" {
+                unknown.push(field);
+            }
         };
-        Ok((object, unknown))
+        let mut track = serde_path_to_error::Track::new();
+        let tracked = serde_path_to_error::Deserializer::new(source, &mut track);
+        match serde_ignored::deserialize(tracked, &mut note) {
+            Ok(object) => Ok((object, unknown)),
+            Err(error) => Err(Unread { path: track.path().to_string(), error }),
+        }
     }
     macro_rules! object {
         ($variant:ident, $type:ty) => {{
-            let (mut object, unknown) = typed::<$type>(text, value)?;
+            let (mut object, unknown): ($type, _) = match text {
+                Some(text) => typed(serde_norway::Deserializer::from_str(text))?,
+                None => typed(value.clone())?,
+            };
             if kind != Kind::Namespace {
                 object.metadata.namespace.get_or_insert_with(|| "default".to_owned());
             }
@@ -327,6 +349,14 @@ mod tests {
             (route("    - {name: a, port: 99999}\n"), "10: spec.rules[0].backendRefs[0].port: 99999 is not within 1 to 65535"),
             ("kind: TrafficPolicy\napiVersion: heddle.dev/v1alpha1\nmetadata: {name: x}\nspec:\n  targetRefs: [{kind: Service, name: a}]\n  outlierEjection: {maxEjectedPercent: 150}\n".to_owned(), "6: spec.outlierEjection.maxEjectedPercent: 150 is not a percentage (0 to 100)"),
             ("kind: TrafficPolicy\napiVersion: heddle.dev/v1alpha1\nmetadata: {name: x}\nspec:\n  targetRefs: [{kind: Service, name: a}]\n  rateLimit: {}\n".to_owned(), "6: spec.rateLimit: unknown field `rateLimit`, expected one of"),
+            (
+                "kind: HTTPRoute\napiVersion: gateway.networking.k8s.io/v1\nmetadata: {name: x}\nspecs: {}\nspec: {}\n".to_owned(),
+                "4: specs: is not a field that is known here",
+            ),
+            (
+                "kind: MeshPolicy\napiVersion: heddle.dev/v1alpha1\nmetadata: {name: x}\nspec: {mtls: Loose}\n".to_owned(),
+                "4: spec.mtls: unknown variant `Loose`, expected one of `Permissive`",
+            ),
             ("kind: Pod\napiVersion: v1\nmetadata: {name: Web}\n".to_owned(), "3: metadata.name: \"Web\" is not a name of small letters"),
         ] {
             let messages = messages(&text);

@@ -18,3 +18,13 @@ pub struct Batch {
     /// The first complete listing is in, with this batch or an earlier one.
     pub synced: bool,
 }
+
+/// The objects of a text, all of which must be good.
+#[cfg(test)]
+pub(crate) fn objects(text: &str) -> Vec<crate::object::Object> {
+    let good = |parsed: document::Parsed| match parsed.outcome {
+        Ok(object) => object,
+        Err(broken) => panic!("{:#?}", broken.errors),
+    };
+    document::parse(text).into_iter().map(good).collect()
+}

@@ -3,6 +3,7 @@
 
 pub mod peer;
 pub mod serve;
+mod share;
 
 use std::{
     net::SocketAddr,
@@ -23,6 +24,8 @@ use crate::ca::{Authority, CaError};
 
 /// After a failed rotation, until the next try.
 const RETRY: Duration = Duration::from_secs(5);
+/// How often the wall clock is looked at.
+const STEP: Duration = Duration::from_secs(30);
 
 /// Why there is no TLS configuration.
 #[derive(Debug, thiserror::Error)]
@@ -72,7 +75,12 @@ impl ServingTls {
     /// Replaces the serving certificate at two thirds of its life, for ever.
     pub async fn rotate(self: Arc<Self>, mut due: SystemTime) {
         loop {
-            tokio::time::sleep(due.duration_since(SystemTime::now()).unwrap_or_default()).await;
+            // By the wall clock, in steps: a machine that was suspended wakes to what is due.
+            let left = due.duration_since(SystemTime::now()).unwrap_or_default();
+            if !left.is_zero() {
+                tokio::time::sleep(left.min(STEP)).await;
+                continue;
+            }
             match configure(&self.authority, &self.verifier, SystemTime::now()) {
                 Ok((config, next)) => {
                     self.config.store(config);
@@ -143,5 +151,35 @@ impl Caller {
             ));
         }
         Ok(peer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn caller(not_after: SystemTime) -> Caller {
+        let id = heddle_api::identity::SpiffeId::new("cluster.local", "shop", "web").unwrap();
+        let peer = Peer { id, pod: "shop/web-0".parse().unwrap(), not_after };
+        Caller { address: ([127, 0, 0, 1], 1).into(), peer: Some(peer) }
+    }
+
+    #[test]
+    fn a_connection_that_outlives_its_client_certificate_proves_nothing_any_more() {
+        let now = SystemTime::now();
+        assert!(caller(now + Duration::from_secs(60)).identified().is_ok());
+        let status = caller(now - Duration::from_secs(1)).identified().unwrap_err();
+        assert!(status.message().contains("expired"), "{status}");
+        let nobody = Caller { peer: None, ..caller(now) };
+        assert_eq!(nobody.identified().unwrap_err().code(), tonic::Code::Unauthenticated);
+    }
+
+    #[test]
+    fn the_serving_certificate_is_replaced_before_it_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let (life, now) = (Duration::from_secs(3600), SystemTime::now());
+        let authority = Arc::new(Authority::open(dir.path(), "cluster.local", life, now).unwrap());
+        let (_, due) = ServingTls::new(authority, now).unwrap();
+        assert!(due > now + life / 2 && due < now + life * 3 / 4);
     }
 }

@@ -1,7 +1,7 @@
 //! Accepts connections on port 15010, and serves Discovery and Identity on them over HTTP/2.
 //!
-//! Limits: handshakes at once and their time, connections at once, streams and header bytes of each; a connection
-//! without a client certificate, good for `Join` alone, ends after a while; one that answers no ping ends too.
+//! Limits: handshakes at once and their time, connections at once, of all and of one pod, streams and header bytes of
+//! each; a connection without a client certificate, good for `Join` alone, ends after a while; one that answers no ping ends too.
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -17,7 +17,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::codegen::BoxFuture;
 use tower_service::Service as _;
 
-use super::{Caller, ServingTls, peer::peer};
+use super::{Caller, ServingTls, peer::peer, share::Shares};
 use crate::{
     discovery::DiscoveryService,
     identity::IdentityService,
@@ -54,6 +54,7 @@ pub struct Server {
     metrics: Arc<Metrics>,
     handshakes: Arc<Semaphore>,
     connections: Arc<Semaphore>,
+    shares: Shares,
     stop: CancellationToken,
 }
 
@@ -76,6 +77,7 @@ impl Server {
             metrics,
             handshakes: Arc::new(Semaphore::new(HANDSHAKES)),
             connections: Arc::new(Semaphore::new(CONNECTIONS)),
+            shares: Shares::default(),
             stop,
         })
     }
@@ -117,8 +119,17 @@ impl Server {
         // Small messages that must not wait for each other's acknowledgement.
         let _set = io.set_nodelay(true);
         let acceptor = TlsAcceptor::from(self.tls.current());
-        let io = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(io)).await {
+        let shaken = tokio::select! {
+            shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(io)) => shaken,
+            () = self.stop.cancelled() => return,
+        };
+        let io = match shaken {
             Ok(Ok(io)) => io,
+            // Somebody looked whether the port is open.
+            Ok(Err(error)) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+                tracing::debug!(%address, %error, "no TLS handshake");
+                return;
+            }
             Ok(Err(error)) => {
                 self.metrics.refused(Refused::Handshake);
                 tracing::warn!(%address, %error, "TLS handshake failed");
@@ -140,6 +151,14 @@ impl Server {
                 return;
             }
         };
+        let _share = match peer.as_ref().map(|peer| self.shares.take(&peer.pod)).transpose() {
+            Ok(share) => share,
+            Err(refusal) => {
+                self.metrics.refused(Refused::TooManyConnections);
+                tracing::warn!(%address, %refusal, "connection refused");
+                return;
+            }
+        };
         let caller = Caller { address, peer };
         let anonymous = caller.peer.is_none();
         let server = Arc::clone(&self);
@@ -158,7 +177,7 @@ impl Server {
             if anonymous {
                 tokio::time::sleep(ANONYMOUS_LIFE).await;
             } else {
-                std::future::pending().await
+                std::future::pending::<()>().await;
             }
         };
         tokio::select! {

@@ -120,8 +120,7 @@ impl Draw<'_> {
         let in_flight = endpoint.stats.in_flight();
         match endpoint.stats.latency.get(self.now) {
             Some(latency) => latency * (in_flight as f32 * share + 1.0),
-            // Never asked: tried at once, so that it does not starve.
-            None if in_flight == 0 => 0.0,
+            // Idle it costs nothing and is tried at once, so that it does not starve.
             None => UNKNOWN_LATENCY * (in_flight as f32 * share),
         }
     }

@@ -249,6 +249,19 @@ fn a_cold_endpoint_gets_one_request_at_a_time_until_it_answers() {
     assert!(world.stats(2).in_flight() > 20);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_request_that_was_given_up_says_that_it_took_at_least_so_long() {
+    let world = World::even(Algorithm::PeakEwma, 1);
+    let latency = |outcome, latency| {
+        LoadGuard::new(world.stats(0).begin()).judge(&world.backend, outcome, latency);
+        world.stats(0).latency().unwrap()
+    };
+    assert_eq!(latency(Outcome::Success, QUICK), QUICK);
+    assert_eq!(latency(Outcome::Neutral, QUICK / 2), QUICK);
+    assert!(latency(Outcome::Neutral, QUICK * 100) > QUICK * 99);
+    assert!(latency(Outcome::Failure, QUICK) > QUICK * 99);
+}
+
 #[test]
 fn failing_fast_attracts_nothing() {
     fastrand::seed(5);

@@ -71,11 +71,6 @@ impl Connection {
             home.remove(self);
         }
     }
-
-    #[cfg(test)]
-    pub(super) fn open_streams(&self) -> usize {
-        self.open.get()
-    }
 }
 
 /// A place on a connection, given back when dropped. Held for as long as its stream is open.

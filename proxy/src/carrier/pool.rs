@@ -218,6 +218,11 @@ impl Pool {
                         home.connections.borrow_mut().push(Rc::clone(&connection));
                         home.offer(&connection);
                     }
+                    // Who has waited as long as this dial gives up by itself; who came later gets a new one.
+                    Err(error) if error.reason == Reason::ConnectTimeout => {
+                        home.waiting.borrow_mut().retain(|waiting| !waiting.is_closed());
+                        pool.dial_for_the_waiting(&home, &peer, connect_timeout);
+                    }
                     Err(error) => home.fail(&error),
                 }
             });

@@ -15,10 +15,10 @@ use h2::{
     server::{Connection, SendResponse},
 };
 use heddle_api::{
-    carrier::{ALPN, BadServerName, ServerName},
+    carrier::{ALPN, BadServerName, Form, ServerName},
     identity::SpiffeId,
 };
-use http::Request;
+use http::{HeaderValue, Request, Response};
 use tokio::{net::TcpStream, task::spawn_local, time::timeout};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
@@ -26,10 +26,14 @@ use super::{
     keeper::{AbortOnDrop, Signal, keep_server},
     meter::{Metered, Side},
     settings::{HANDLERS, HANDSHAKE, tls_buffer},
+    tunnel::is_tunnel,
 };
-use crate::identity::{
-    Credentials,
-    verify::{self, PeerError},
+use crate::{
+    identity::{
+        Credentials,
+        verify::{self, PeerError},
+    },
+    reason::{self, Reason},
 };
 
 /// Why an accepted connection was closed before its first request.
@@ -114,9 +118,10 @@ async fn shake_hands(io: TcpStream, credentials: &Credentials) -> Result<Incomin
 }
 
 impl Incoming {
-    /// Serves until the connection ends. Each request runs in a task of its own, which must watch for the caller's cancel
-    /// ([`unless_reset`](super::unless_reset), [`respond`](super::respond)). When `drain` is through, GOAWAY is sent and
-    /// what runs or still comes is served to its end. Dropping the future ends the connection at once.
+    /// Serves until the connection ends. A CONNECT without `:protocol` reaches the handler on `tcp` server names alone, and
+    /// nothing else does there; what does not fit is answered 421. Each request runs in a task of its own, which must watch for the caller's cancel
+    /// ([`unless_reset`](super::unless_reset), [`respond`](super::respond)). When `drain` is through, GOAWAY is sent (on a
+    /// connection without a request yet: after the first) and what runs or still comes is served to its end. Dropping the future ends the connection at once.
     ///
     /// # Errors
     /// What ended the connection, when that was not an orderly close.
@@ -133,14 +138,15 @@ impl Incoming {
         let ping = self.connection.ping_pong().expect("the first to ask for a connection's PINGs");
         let keeper = spawn_local(keep_server(Rc::clone(&signal), ping, drain));
         let _keeper = AbortOnDrop(keeper.abort_handle());
-        let mut draining = false;
+        let (mut served, mut draining) = (false, false);
         loop {
             let accepted = poll_fn(|cx| {
                 signal.register(cx);
                 if signal.dead.get() {
                     return Poll::Ready(None);
                 }
-                if signal.drain.get() && !draining {
+                // Callers learn of the drain a moment later: a connection made meanwhile gets its first request served.
+                if signal.drain.get() && served && !draining {
                     draining = true;
                     self.connection.graceful_shutdown();
                 }
@@ -148,10 +154,21 @@ impl Incoming {
             })
             .await;
             let Some(accepted) = accepted else { return Ok(()) };
-            let (request, mut respond) = accepted?;
+            let (request, mut respond) = match accepted {
+                Ok(accepted) => accepted,
+                // A caller that is through may be gone before our own GOAWAY reaches it.
+                Err(error) if error.is_io() && signal.handlers.get() == 0 => return Ok(()),
+                Err(error) => return Err(error),
+            };
             signal.used.set(true);
+            served = true;
             if signal.handlers.get() >= HANDLERS {
                 respond.send_reset(Code::REFUSED_STREAM);
+                continue;
+            }
+            if (self.name.form == Form::Tcp) != is_tunnel(&request) {
+                tracing::warn!(peer = %self.peer, name = %self.name, method = %request.method(), "misdirected");
+                let _gone = respond.send_response(misdirected(), true);
                 continue;
             }
             let running = Running::one_more(&signal);
@@ -162,6 +179,16 @@ impl Incoming {
             });
         }
     }
+}
+
+/// The answer to a CONNECT on a connection for HTTP, or to HTTP on one for opaque TCP: the connection's server name says
+/// what may come, so that a tunnel carries nothing past an access rule.
+fn misdirected() -> Response<()> {
+    let reason = Reason::NotOnThisConnection;
+    let mut response = Response::new(());
+    *response.status_mut() = reason.status();
+    response.headers_mut().insert(reason::HEADER, HeaderValue::from_static(reason.as_str()));
+    response
 }
 
 /// A handler that runs.

@@ -1,9 +1,10 @@
 //! The carrier's tests build their world here: an authority, identities, a server on loopback, a pool that calls it.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     convert::Infallible,
     net::{Ipv4Addr, SocketAddr},
+    pin::Pin,
     rc::Rc,
     sync::Arc,
     time::Duration,
@@ -21,16 +22,21 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
 use rustls_pki_types::PrivateKeyDer;
 use tokio::{
-    net::TcpListener,
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
     sync::{mpsc, watch},
     task::{LocalSet, spawn_local},
 };
+use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 
 use super::{CarrierBody, Peer, Pool, server};
 use crate::identity::{Credentials, Trust};
 
 pub(super) const SECOND: Duration = Duration::from_secs(1);
+
+/// Is through when the server is to drain.
+type Drained = Pin<Box<dyn Future<Output = ()>>>;
 
 /// A certificate authority.
 pub(super) struct Authority(CertifiedIssuer<'static, KeyPair>);
@@ -82,6 +88,75 @@ impl World {
         H: Fn(Request<RecvStream>, SendResponse<Bytes>) -> F + Clone + 'static,
         F: Future<Output = ()> + 'static,
     {
+        Self::watched(form, handler, Rc::default()).await
+    }
+
+    /// Serves every connection with `handler`, and says how each ended.
+    pub(super) async fn watched<H, F>(
+        form: Form,
+        handler: H,
+        ended: Rc<RefCell<Vec<Result<(), String>>>>,
+    ) -> Self
+    where
+        H: Fn(Request<RecvStream>, SendResponse<Bytes>) -> F + Clone + 'static,
+        F: Future<Output = ()> + 'static,
+    {
+        Self::accepting(form, move |incoming, drained| {
+            let (handler, ended) = (handler.clone(), Rc::clone(&ended));
+            async move {
+                let end = incoming.serve(handler, drained).await;
+                ended.borrow_mut().push(end.map_err(|error| error.to_string()));
+            }
+        })
+        .await
+    }
+
+    /// A server that accepts connections and then does nothing.
+    pub(super) async fn silent() -> Self {
+        Self::accepting(Form::Http1, |incoming, _| async move {
+            std::future::pending::<()>().await;
+            drop(incoming);
+        })
+        .await
+    }
+
+    /// A server that sends `hello`, waits for the first request's HEADERS, sends `answer` and closes.
+    pub(super) async fn scripted(hello: &'static [u8], answer: &'static [u8]) -> Self {
+        Self::listening(Form::Http1, move |io, credentials, _| async move {
+            let mut tls = TlsAcceptor::from(credentials.server.clone()).accept(io).await.unwrap();
+            tls.write_all(hello).await.unwrap();
+            let mut heard = Vec::new();
+            // The end of the HEADERS frame's head for stream 1, and GET in HPACK's static table.
+            while !heard.windows(6).any(|bytes| bytes == [0, 0, 0, 1, 0x82, 0x86]) {
+                tls.read_buf(&mut heard).await.unwrap();
+            }
+            tls.write_all(answer).await.unwrap();
+            tls.shutdown().await.unwrap();
+        })
+        .await
+    }
+
+    async fn accepting<S, F>(form: Form, serve: S) -> Self
+    where
+        S: Fn(server::Incoming, Drained) -> F + Clone + 'static,
+        F: Future<Output = ()> + 'static,
+    {
+        Self::listening(form, move |io, credentials, drained| {
+            let serve = serve.clone();
+            async move {
+                if let Ok(incoming) = server::handshake(io, &credentials).await {
+                    serve(incoming, drained).await;
+                }
+            }
+        })
+        .await
+    }
+
+    async fn listening<S, F>(form: Form, serve: S) -> Self
+    where
+        S: Fn(TcpStream, Arc<Credentials>, Drained) -> F + 'static,
+        F: Future<Output = ()> + 'static,
+    {
         let authority = Authority::new();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -93,18 +168,13 @@ impl World {
             loop {
                 let (io, _) = listener.accept().await.unwrap();
                 count.set(count.get() + 1);
-                let (credentials, handler, mut drained) =
-                    (credentials.clone(), handler.clone(), drained.clone());
-                spawn_local(async move {
-                    if let Ok(incoming) = server::handshake(io, &credentials).await {
-                        let drained = async move {
-                            if drained.wait_for(|drained| *drained).await.is_err() {
-                                std::future::pending::<()>().await;
-                            }
-                        };
-                        let _ended = incoming.serve(handler, drained).await;
+                let mut drained = drained.clone();
+                let drained = Box::pin(async move {
+                    if drained.wait_for(|drained| *drained).await.is_err() {
+                        std::future::pending::<()>().await;
                     }
                 });
+                spawn_local(serve(io, credentials.clone(), drained));
             }
         });
         let name = ServerName { form, port: 9080 };
@@ -139,8 +209,32 @@ pub(super) fn channel() -> (mpsc::Sender<Frame<Bytes>>, impl Body<Data = Bytes, 
     (sender, StreamBody::new(ReceiverStream::new(receiver).map(Ok)))
 }
 
+/// A connection to the world's server made by hand, to say what no pool would.
+pub(super) async fn raw(world: &World, credentials: &Credentials, name: &str) -> TlsStream<TcpStream> {
+    shake_hands(TcpStream::connect(world.address).await.unwrap(), credentials, name).await
+}
+
+/// The calling side's TLS handshake.
+pub(super) async fn shake_hands(
+    io: TcpStream,
+    credentials: &Credentials,
+    name: &str,
+) -> TlsStream<TcpStream> {
+    let name = rustls_pki_types::ServerName::try_from(name.to_owned()).unwrap();
+    TlsConnector::from(credentials.client.clone()).connect(name, io).await.unwrap()
+}
+
 /// Runs a test as a worker runs traffic, and fails it when it hangs.
 pub(super) async fn on_a_worker(test: impl Future<Output = ()>) {
+    run(60 * SECOND, test).await;
+}
+
+/// Runs a test of hours, with paused time.
+pub(super) async fn for_hours(test: impl Future<Output = ()>) {
+    run(24 * 3600 * SECOND, test).await;
+}
+
+async fn run(limit: Duration, test: impl Future<Output = ()>) {
     let worker = LocalSet::new();
-    tokio::time::timeout(60 * SECOND, worker.run_until(test)).await.expect("the test hangs");
+    tokio::time::timeout(limit, worker.run_until(test)).await.expect("the test hangs");
 }

@@ -52,7 +52,7 @@ pub enum Algorithm {
 pub struct Ejection {
     /// Failures in a row: 5xx, resets, failed connects, timeouts.
     pub consecutive_failures: u32,
-    /// The n-th ejection in a row lasts n times this.
+    /// The n-th ejection in a row lasts n times this, at most five minutes (or once this, where that is longer).
     pub base: Duration,
     /// At most this share of a backend's endpoints is out at once.
     pub max_percent: u32,

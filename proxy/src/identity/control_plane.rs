@@ -154,6 +154,12 @@ pub(crate) fn causes(error: &dyn Error) -> String {
     text
 }
 
+/// A gRPC status as people read it. Its own `Display` prints its insides.
+pub(crate) fn words(status: &tonic::Status) -> String {
+    let causes = status.source().map(|source| format!(": {}", causes(source))).unwrap_or_default();
+    format!("{}{causes} ({:?})", status.message(), status.code())
+}
+
 /// TCP and TLS to one host, as tonic wants it.
 struct Connector {
     tls: TlsConnector,

@@ -26,8 +26,9 @@ use super::{
     trust::BadTrust,
 };
 
-/// For one attempt, connecting included.
+/// For one attempt, connecting included. Less when the certificate has less than twice that to live.
 const ATTEMPT: Duration = Duration::from_secs(10);
+const SHORTEST_ATTEMPT: Duration = Duration::from_secs(1);
 /// A projected service-account token is some 1 to 2 KiB.
 const MAX_TOKEN: usize = 64 * 1024;
 
@@ -46,7 +47,7 @@ pub enum JoinError {
         source: io::Error,
     },
     /// The control plane said no, or nothing.
-    #[error("the control plane refused {method} for {pod}: {problem} ({code:?})")]
+    #[error("the control plane refused {method} for {pod}: {problem}")]
     Refused {
         /// `Join` or `Renew`.
         method: &'static str,
@@ -54,7 +55,7 @@ pub enum JoinError {
         pod: String,
         /// gRPC's code.
         code: Code,
-        /// In the control plane's words.
+        /// In the control plane's words, with the code.
         problem: String,
     },
     /// No key or no request could be made.
@@ -67,8 +68,8 @@ pub enum JoinError {
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
     /// It took too long.
-    #[error("the control plane did not answer within {} s", ATTEMPT.as_secs())]
-    Timeout,
+    #[error("the control plane did not answer within {0:?}")]
+    Timeout(Duration),
 }
 
 /// How the next certificate is asked for.
@@ -125,10 +126,11 @@ async fn obtain(config: &ControlPlaneConfig, identity: &Identity, patience: &mut
                 _ => join(config, identity).await,
             }
         };
-        let error = match tokio::time::timeout(ATTEMPT, attempt).await {
+        let limit = good.map_or(ATTEMPT, |c| (c.remaining() / 2).clamp(SHORTEST_ATTEMPT, ATTEMPT));
+        let error = match tokio::time::timeout(limit, attempt).await {
             Ok(Ok(credentials)) => return credentials,
             Ok(Err(error)) => error,
-            Err(_) => JoinError::Timeout,
+            Err(_) => JoinError::Timeout(limit),
         };
         failures += 1;
         // The server's decision, not the network's: the token may do what the certificate does not.
@@ -196,7 +198,7 @@ fn refused(config: &ControlPlaneConfig, how: How) -> impl Fn(tonic::Status) -> J
         method: how.as_str(),
         pod: pod.clone(),
         code: status.code(),
-        problem: control_plane::causes(&status),
+        problem: control_plane::words(&status),
     }
 }
 

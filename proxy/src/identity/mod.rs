@@ -41,9 +41,9 @@ pub fn start(config: ControlPlaneConfig) -> (Arc<Identity>, Arc<Store>) {
     (identity, store)
 }
 
-/// Draws the thread's first random bytes: aws-lc seeds itself at the first draw, which takes some 30 ms that no
-/// request should wait for. For every thread that shakes hands, before the sidecar is ready.
-pub fn warm_up() {
+/// Draws the process's first random bytes: aws-lc seeds itself at the first draw, which takes 30 ms (more on a busy
+/// machine) that no request should wait for. Later draws take a microsecond, a thread's first ten.
+fn warm_up() {
     // Failing to be random here is no reason to stop: the handshakes will say so.
     if aws_lc_rs::rand::fill(&mut [0; 32]).is_err() {
         tracing::error!("the system gives no random bytes");

@@ -22,11 +22,11 @@ pub enum PeerError {
     #[error("the peer's certificate is of another authority than ours")]
     OtherAuthority,
     /// Its time is over.
-    #[error("the peer's certificate expired at {0} (seconds since 1970)")]
-    Expired(u64),
+    #[error("the peer's certificate expired at {}", humantime::format_rfc3339_seconds(*.0))]
+    Expired(SystemTime),
     /// Its time has not come, or our clock is behind.
-    #[error("the peer's certificate is valid only from {0} (seconds since 1970): is a clock wrong?")]
-    NotYetValid(u64),
+    #[error("the peer's certificate is valid only from {}: is a clock wrong?", humantime::format_rfc3339_seconds(*.0))]
+    NotYetValid(SystemTime),
     /// The authority is ours, the trust domain is not.
     #[error("the peer {0} is of another trust domain")]
     OtherTrustDomain(SpiffeId),
@@ -113,12 +113,13 @@ fn spiffe_id(leaf: &CertificateDer<'_>) -> Result<SpiffeId, PeerError> {
 }
 
 fn refusal(error: webpki::Error) -> PeerError {
+    let time = |time: UnixTime| UNIX_EPOCH + Duration::from_secs(time.as_secs());
     match error {
         webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => {
             PeerError::OtherAuthority
         }
-        webpki::Error::CertExpired { not_after, .. } => PeerError::Expired(not_after.as_secs()),
-        webpki::Error::CertNotValidYet { not_before, .. } => PeerError::NotYetValid(not_before.as_secs()),
+        webpki::Error::CertExpired { not_after, .. } => PeerError::Expired(time(not_after)),
+        webpki::Error::CertNotValidYet { not_before, .. } => PeerError::NotYetValid(time(not_before)),
         other => PeerError::Unusable(format!("{other:?}")),
     }
 }
@@ -196,6 +197,9 @@ mod tests {
         assert_eq!(at(now - HOUR), "NotYetValid");
         assert_eq!(at(now + HOUR / 2), ID);
         assert_eq!(at(now + 2 * HOUR), "Expired");
+        let late = peer(Some(&leaf), &ours.trust(), UNIX_EPOCH + 1_000_000 * HOUR).unwrap_err().to_string();
+        let expiry = humantime::format_rfc3339_seconds(now + HOUR).to_string();
+        assert!(late.ends_with(&expiry), "{late:?} and not {expiry}");
     }
 
     #[test]
@@ -239,6 +243,19 @@ mod tests {
                 word(peer(Some(&[authority.leaf(vec![uri(ID)], now - HOUR, now + HOUR).0]), &both, now)),
                 ID
             );
+        }
+    }
+
+    #[test]
+    fn a_certificate_in_which_any_byte_was_changed_is_not_believed() {
+        let ours = Authority::new("cluster.local");
+        let (trust, now) = (ours.trust(), SystemTime::now());
+        let good = ours.leaf(vec![uri(ID)], now - HOUR, now + HOUR).0;
+        for index in 0..good.len() {
+            let mut bytes = good.to_vec();
+            bytes[index] ^= 1;
+            let result = peer(Some(&[bytes.into()]), &trust, now);
+            assert!(result.is_err(), "byte {index}: {result:?}");
         }
     }
 }

@@ -269,6 +269,7 @@ fn a_prefix_that_another_reading_has_is_replaced_there() {
     let xyz = || PathModifier::Prefix("/xyz".into());
     assert_eq!(rewritten("/a/../foo/bar", xyz(), prefix("/foo")), "/xyz/bar");
     assert_eq!(rewritten("/%66oo/b%20%3f", xyz(), prefix("/foo")), "/xyz/b%20%3F");
+    assert_eq!(rewritten("/foo%2f50%25", xyz(), prefix("/foo")), "/xyz/50%25");
     assert_eq!(rewritten("/foo%2fb", xyz(), prefix("/foo")), "/xyz/b");
 }
 

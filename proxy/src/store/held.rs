@@ -46,6 +46,8 @@ pub(super) struct Held {
     inbound_version: Option<String>,
     trust_version: Option<String>,
     ticks: u32,
+    // Whether it was said since the last sweep that the store is full.
+    said_full: bool,
     status: Status,
     pub(super) outgoing: Outgoing,
 }
@@ -68,6 +70,7 @@ impl Held {
             inbound_version: None,
             trust_version: None,
             ticks: 0,
+            said_full: false,
             status: Status::default(),
             outgoing: Outgoing::default(),
         }
@@ -127,7 +130,7 @@ impl Held {
             Asked::Settled => {}
             Asked::New => self.outgoing.subscribe(ResourceType::Destination, &command.name),
             Asked::Full => {
-                if self.status.refused_names == 0 {
+                if !std::mem::replace(&mut self.said_full, true) {
                     tracing::warn!(name = %command.name, "the store is full of names in use: refusing more");
                 }
                 self.status.refused_names += 1;
@@ -149,6 +152,7 @@ impl Held {
             }
             self.ticks += 1;
             if self.ticks.is_multiple_of(SWEEP) {
+                self.said_full = false;
                 self.names.sweep();
                 self.backends.sweep();
             }

@@ -21,7 +21,7 @@ use super::{
 use crate::identity::{
     ControlPlaneConfig, Credentials, Identity,
     backoff::{Backoff, Patience},
-    control_plane::{ConnectError, causes, connect},
+    control_plane::{ConnectError, connect, words},
 };
 
 /// For connecting and the server's consent.
@@ -34,6 +34,8 @@ const BATCH: usize = 256;
 const TICK: Duration = Duration::from_secs(1);
 /// Ticks for which the server may leave our requests unread.
 const STALL: u32 = 10;
+/// Ticks after which a stream counts as a good one, though nothing came: there was no difference to send.
+const PROVEN: u32 = 5;
 /// A request that waits for an answer does not wait out a long pause between two attempts.
 const HURRY: Duration = Duration::from_secs(1);
 
@@ -51,7 +53,7 @@ pub(super) struct Writer {
 enum StreamError {
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    #[error("the control plane ended the discovery stream: {}", causes(.0))]
+    #[error("the control plane ended the discovery stream: {}", words(.0))]
     Refused(#[from] Box<tonic::Status>),
     #[error("the control plane closed the discovery stream")]
     Closed,
@@ -161,7 +163,7 @@ impl Writer {
     /// Serves one stream to its end.
     async fn follow(&mut self, mut stream: Open, backoff: &mut Backoff) -> Result<StreamError, Gone> {
         let mut commands = Vec::with_capacity(BATCH);
-        let mut unread = 0;
+        let (mut unread, mut age) = (0, 0);
         loop {
             tokio::select! {
                 response = stream.responses.message(), if !self.held.outgoing.is_congested() => match response {
@@ -187,6 +189,10 @@ impl Writer {
                     self.held.publish();
                 }
                 _ = self.clock.tick() => {
+                    age += 1;
+                    if age == PROVEN {
+                        backoff.reset();
+                    }
                     if let Err(stuck) = self.held.tick() {
                         return Ok(stuck.into());
                     }

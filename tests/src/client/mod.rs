@@ -1,5 +1,6 @@
-//! Scripted clients: HTTP/1 kept alive, HTTP/2 with prior knowledge, raw bytes.
+//! Scripted clients: HTTP/1 kept alive, HTTP/2 with prior knowledge, raw bytes, HTTP/2 frames by hand.
 
+pub mod frames;
 mod http;
 mod raw;
 

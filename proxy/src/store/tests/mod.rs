@@ -1,6 +1,7 @@
-//! The store's tests: [`held`] without a socket, [`stream`] against a control plane in this process.
+//! The store's tests: [`held`] message by message, [`simulation`] whatever may happen, [`stream`] against a control plane.
 
 mod held;
+mod simulation;
 mod stream;
 
 use heddle_api::v1::{self, DiscoveryResponse, Resource, ResourceName, ResourceType, resource::Body};

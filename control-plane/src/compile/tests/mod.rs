@@ -1,0 +1,29 @@
+//! The compiler's tests: manifests in, mesh config out (`golden`), and what a change touches (`touched`).
+
+mod golden;
+mod problems;
+mod touched;
+
+use super::{Mesh, Options};
+use crate::{
+    object::{Change, Object},
+    source::objects,
+};
+
+/// A mesh made from manifests.
+fn mesh(manifests: &str) -> Mesh {
+    let mut mesh = Mesh::new(Options::default());
+    mesh.apply(upserts(manifests));
+    mesh
+}
+
+fn upserts(manifests: &str) -> Vec<Change> {
+    objects(manifests).into_iter().map(Change::Upsert).collect()
+}
+
+fn removals(manifests: &str) -> Vec<Change> {
+    objects(manifests).iter().map(Object::reference).map(Change::Remove).collect()
+}
+
+/// A shop: `web` calls `reviews`, which has two versions.
+const SHOP: &str = include_str!("../golden/shop.yaml");

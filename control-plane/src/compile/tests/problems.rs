@@ -1,0 +1,134 @@
+//! What is said of objects that do not fit the others, and that it is unsaid once they do.
+
+use std::path::PathBuf;
+
+use super::{SHOP, mesh, removals, upserts};
+use crate::{
+    compile::Mesh,
+    diagnostics::Place,
+    object::{Change, Kind, ObjectRef},
+};
+
+fn problems(mesh: &Mesh) -> Vec<String> {
+    mesh.diagnostics().iter().map(ToString::to_string).collect()
+}
+
+fn route(parent: &str, backend: &str) -> String {
+    format!(
+        "{{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {{name: r, namespace: shop}}, spec: {{parentRefs: [{parent}], rules: [{{backendRefs: [{backend}]}}]}}}}"
+    )
+}
+
+#[test]
+fn each_reference_that_leads_nowhere_is_named() {
+    let parent = "{group: '', kind: Service, name: reviews}";
+    let backend = "{name: reviews-v1, port: 9080}";
+    for (route, expected) in [
+        (route(parent, backend), &[][..]),
+        (
+            route("{group: '', kind: Service, name: nobody}", backend),
+            &[
+                "HTTPRoute shop/r: spec.parentRefs[0].name: Service shop/nobody does not exist: the route has no effect here",
+            ],
+        ),
+        (
+            route("{kind: Service, name: reviews}", backend),
+            &[
+                "HTTPRoute shop/r: spec.parentRefs[0].group: must be \"\" for a Service; the route has no effect here",
+            ],
+        ),
+        (
+            route("{group: '', kind: Service, name: reviews, port: 81}", backend),
+            &["HTTPRoute shop/r: spec.parentRefs[0].port: Service shop/reviews has no port 81; it has 9080"],
+        ),
+        (
+            route(parent, "{name: nobody, port: 80}"),
+            &["HTTPRoute shop/r: spec.rules[0].backendRefs[0]: Service shop/nobody does not exist"],
+        ),
+        (
+            route(parent, "{name: reviews-v1, port: 81}"),
+            &[
+                "HTTPRoute shop/r: spec.rules[0].backendRefs[0]: Service shop/reviews-v1 has no port 81; it has 9080",
+            ],
+        ),
+        (
+            route(parent, "{name: reviews-v1}"),
+            &[
+                "HTTPRoute shop/r: spec.rules[0].backendRefs[0]: no port is given, and a Service (shop/reviews-v1) needs one",
+            ],
+        ),
+        (
+            route(parent, "{name: x, namespace: elsewhere, port: 80}"),
+            &[
+                "HTTPRoute shop/r: spec.rules[0].backendRefs[0]: Service elsewhere/x is in another namespace than the route, which needs a ReferenceGrant; these are not supported",
+            ],
+        ),
+    ] {
+        assert_eq!(problems(&mesh(&format!("{SHOP}\n---\n{route}"))), expected);
+    }
+}
+
+#[test]
+fn a_problem_goes_when_what_was_missing_comes_and_says_where_it_is_written() {
+    let reviews = "apiVersion: v1\nkind: Service\nmetadata: {name: late, namespace: shop}\nspec: {ports: [{port: 80}]}\n";
+    let mut mesh = mesh(SHOP);
+    mesh.apply(upserts(&route("{group: '', kind: Service, name: reviews}", "{name: late, port: 80}")));
+    let object = ObjectRef { kind: Kind::HttpRoute, namespace: "shop".into(), name: "r".into() };
+    mesh.apply(vec![Change::Place(object, Place { file: PathBuf::from("m/r.yaml"), line: 7 })]);
+    assert_eq!(
+        problems(&mesh),
+        ["m/r.yaml:7: HTTPRoute shop/r: spec.rules[0].backendRefs[0]: Service shop/late does not exist"]
+    );
+    mesh.apply(upserts(reviews));
+    assert!(problems(&mesh).is_empty());
+    mesh.apply(removals(reviews));
+    assert_eq!(problems(&mesh).len(), 1);
+}
+
+#[test]
+fn of_two_policies_for_one_target_the_first_by_name_holds_and_both_are_named() {
+    let policy = |name: &str, request: &str| {
+        format!(
+            "{{apiVersion: heddle.dev/v1alpha1, kind: TrafficPolicy, metadata: {{name: {name}, namespace: shop}}, spec: {{targetRefs: [{{kind: Service, name: reviews}}], timeouts: {{request: {request}}}}}}}"
+        )
+    };
+    let mut mesh = mesh(&format!("{SHOP}\n---\n{}", policy("b", "2s")));
+    assert!(problems(&mesh).is_empty());
+    let timeout = |mesh: &Mesh| {
+        let backends = mesh.destination("shop", "reviews:9080").value.unwrap().backends;
+        backends.iter().find_map(|backend| backend.policy.as_ref()?.request_timeout_ms)
+    };
+    mesh.apply(upserts(&policy("a", "1s")));
+    assert_eq!(
+        problems(&mesh),
+        [
+            "TrafficPolicy shop/b: spec.targetRefs: Service shop/reviews has TrafficPolicy shop/a, which goes first; this one (shop/b) has no effect on it"
+        ]
+    );
+    assert_eq!(timeout(&mesh), Some(1000));
+    mesh.apply(removals(&policy("a", "1s")));
+    assert!(problems(&mesh).is_empty());
+    assert_eq!(timeout(&mesh), Some(2000));
+}
+
+#[test]
+fn two_mesh_policies_and_two_tcp_routes_are_rivals_too() {
+    let rivals = "
+{apiVersion: heddle.dev/v1alpha1, kind: MeshPolicy, metadata: {name: a, namespace: shop}, spec: {mtls: Strict}}
+---
+{apiVersion: heddle.dev/v1alpha1, kind: MeshPolicy, metadata: {name: b, namespace: shop}, spec: {}}
+---
+{apiVersion: gateway.networking.k8s.io/v1alpha2, kind: TCPRoute, metadata: {name: a, namespace: shop}, spec: {parentRefs: [{group: '', kind: Service, name: db}], rules: [{backendRefs: [{name: db, port: 5432}]}]}}
+---
+{apiVersion: gateway.networking.k8s.io/v1alpha2, kind: TCPRoute, metadata: {name: b, namespace: shop}, spec: {parentRefs: [{group: '', kind: Service, name: db}], rules: [{backendRefs: [{name: db, port: 5432}]}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: db, namespace: shop}, spec: {ports: [{port: 5432}]}}
+";
+    assert_eq!(
+        problems(&mesh(rivals)),
+        [
+            "TCPRoute shop/b: spec.parentRefs: port 5432 of Service shop/db has TCPRoute shop/a, which goes first; this one (shop/b) has no effect on it",
+            "MeshPolicy shop/b: metadata.name: namespace shop has MeshPolicy shop/a, which goes first; this one (shop/b) has no effect",
+        ]
+    );
+}

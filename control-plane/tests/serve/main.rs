@@ -1,0 +1,7 @@
+//! The control plane as a sidecar meets it: a real server on loopback, a real gRPC client over TLS.
+
+mod client;
+mod discovery;
+mod identity;
+mod restart;
+mod world;
