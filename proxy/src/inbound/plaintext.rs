@@ -355,7 +355,7 @@ async fn pass(
                         relayed(&door, application, started, bytes);
                     }
                     Ok(Err(error)) => {
-                        tracing::debug!(%error, "the client left before its upgrade was confirmed")
+                        tracing::debug!(%error, "the client left before its upgrade was confirmed");
                     }
                     Err(_) => tracing::debug!("an upgrade was not taken up"),
                 }

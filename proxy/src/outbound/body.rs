@@ -159,15 +159,6 @@ impl ResponseBody {
         self
     }
 
-    /// The sidecar's own words, for tests.
-    #[cfg(test)]
-    pub fn text(&self) -> Option<&[u8]> {
-        match &self.source {
-            Source::Own(bytes) => bytes.as_deref(),
-            _ => None,
-        }
-    }
-
     fn failed(&mut self, reason: Reason) {
         self.load = None;
         if let Some(record) = &mut self.record {

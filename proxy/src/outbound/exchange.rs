@@ -7,7 +7,6 @@ use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::{
-    answer::is_grpc,
     attempt::{Reply, attempts},
     body::{RequestBody, ResponseBody},
     http::Refused,
@@ -16,6 +15,7 @@ use super::{
 };
 use crate::{
     config::{Backend, Destination, Filter, RetryPolicy, Route, Rule, SplitEntry},
+    plain::edge,
     reason::Reason,
     route::{self, Found, filter},
     worker::Worker,
@@ -187,5 +187,6 @@ async fn routed(
 /// Whether a response is one that goes on: then a timeout ends with its headers.
 fn is_stream(response: &Response<ResponseBody>) -> bool {
     let event_stream = |value: &HeaderValue| value.as_bytes().starts_with(b"text/event-stream");
-    is_grpc(response.headers()) || response.headers().get(header::CONTENT_TYPE).is_some_and(event_stream)
+    edge::is_grpc(response.headers())
+        || response.headers().get(header::CONTENT_TYPE).is_some_and(event_stream)
 }

@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{
-    answer::{is_grpc, refuse},
+    answer::refuse,
     body::ResponseBody,
     exchange::{self, Exchange},
     passthrough,
@@ -100,7 +100,7 @@ async fn answer(connection: &Rc<Connection>, request: Request<Incoming>) -> Resp
     let worker = &connection.worker;
     let started = Instant::now();
     let version = request.version();
-    let grpc = is_grpc(request.headers());
+    let grpc = edge::is_grpc(request.headers());
     let mut response = match serve(connection, request, started).await {
         Ok(response) => response,
         Err(refused) => {

@@ -8,7 +8,6 @@ use hyper_util::rt::TokioIo;
 use tokio::{net::TcpStream, time::Instant};
 
 use super::{
-    answer::is_grpc,
     body::{RequestBody, ResponseBody},
     http::Refused,
     record::Record,
@@ -21,7 +20,7 @@ use crate::{
     carrier::{SendError, copy::Socket},
     config::{AppProtocol, Policy},
     metrics::{Direction, Flow},
-    plain::{PlainVersion, Upgrade, dial},
+    plain::{PlainVersion, Upgrade, dial, edge},
     reason::{self, Reason},
     relay::relay,
     store::Slot,
@@ -130,7 +129,7 @@ async fn send(
             }
         });
     }
-    let http2 = speaks_http2(AppProtocol::Detect, exchange.version, is_grpc(&parts.headers));
+    let http2 = speaks_http2(AppProtocol::Detect, exchange.version, edge::is_grpc(&parts.headers));
     let version = if http2 { PlainVersion::Http2 } else { PlainVersion::Http1 };
     let request = Request::from_parts(parts, RequestBody::new(body, false, Vec::new()));
     let response = worker.plain.send(address, version, request, CONNECT_TIMEOUT).await.map_err(failed)?;

@@ -5,14 +5,11 @@ use std::rc::Rc;
 use heddle_api::carrier::{Form, ServerName};
 use http::{Response, Version, request};
 
-use super::{
-    answer::is_grpc,
-    body::{RequestBody, ResponseBody},
-};
+use super::body::{RequestBody, ResponseBody};
 use crate::{
     carrier::{Peer, SendError, Sent},
     config::{AppProtocol, Backend, Endpoint},
-    plain::PlainVersion,
+    plain::{PlainVersion, edge},
     reason::{self, Reason},
     worker::Worker,
 };
@@ -29,7 +26,7 @@ pub async fn send(
     body: RequestBody,
     client: Version,
 ) -> Result<Response<ResponseBody>, SendError> {
-    let http2 = speaks_http2(backend.protocol, client, is_grpc(&parts.headers));
+    let http2 = speaks_http2(backend.protocol, client, edge::is_grpc(&parts.headers));
     let connect = backend.policy.connect_timeout;
     let request = http::Request::from_parts(parts, body);
     match peer(worker, endpoint, if http2 { Form::Http2 } else { Form::Http1 })? {

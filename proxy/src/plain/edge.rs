@@ -15,9 +15,15 @@ use crate::reason::{self, Reason};
 /// Header fields of one message, beside the limit on their bytes.
 pub const MAX_FIELDS: usize = 256;
 
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+/// What concerns one connection alone, beside Connection and what it lists.
+static CONNECTION_FIELDS: [HeaderName; 6] = [
+    header::TRANSFER_ENCODING,
+    header::TE,
+    header::UPGRADE,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    HeaderName::from_static("http2-settings"),
+];
 
 /// The trailers that gRPC sends (gRPC over HTTP2, Responses).
 const GRPC_TRAILERS: HeaderValue =
@@ -67,7 +73,7 @@ impl Malformed {
 /// # Errors
 /// When the request is ambiguous or too large; it must be answered with [`Malformed::reason`].
 pub fn request(parts: &mut request::Parts, limit: usize) -> Result<Option<HeaderValue>, Malformed> {
-    within(&parts.headers, limit)?;
+    let has_connection_fields = within(&parts.headers, limit)?;
     one_authority(parts)?;
     one_length(&mut parts.headers)?;
     let has_body = parts.headers.contains_key(header::TRANSFER_ENCODING)
@@ -78,7 +84,9 @@ pub fn request(parts: &mut request::Parts, limit: usize) -> Result<Option<Header
         Version::HTTP_11 if !has_body => offered_protocol(&parts.headers),
         _ => None,
     };
-    strip_connection_fields(&mut parts.headers);
+    if has_connection_fields {
+        strip_connection_fields(&mut parts.headers);
+    }
     // The first sidecar answers it: hyper does, once the body is asked for.
     if parts.headers.get(header::EXPECT).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
         parts.headers.remove(header::EXPECT);
@@ -93,7 +101,7 @@ pub fn request(parts: &mut request::Parts, limit: usize) -> Result<Option<Header
 /// # Errors
 /// When the answer is ambiguous or too large: nothing of it may be passed on (`BadResponse`).
 pub fn answer(parts: &mut response::Parts, method: &Method, limit: usize) -> Result<bool, Malformed> {
-    within(&parts.headers, limit)?;
+    let has_connection_fields = within(&parts.headers, limit)?;
     if parts.status == StatusCode::SWITCHING_PROTOCOLS {
         return Err(Malformed::Unasked);
     }
@@ -101,7 +109,9 @@ pub fn answer(parts: &mut response::Parts, method: &Method, limit: usize) -> Res
     let both = parts.headers.contains_key(header::TRANSFER_ENCODING)
         && parts.headers.contains_key(header::CONTENT_LENGTH);
     one_length(&mut parts.headers)?;
-    strip_connection_fields(&mut parts.headers);
+    if has_connection_fields {
+        strip_connection_fields(&mut parts.headers);
+    }
     // The word is the mesh's alone.
     parts.headers.remove(reason::HEADER);
     // RFC 9110, 8.6: no length where there is no content to measure, but for HEAD and 304.
@@ -182,18 +192,25 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
     })
 }
 
-/// Whether names and values are within the limits.
-fn within(headers: &HeaderMap, limit: usize) -> Result<(), Malformed> {
+/// Checks that names and values are within the limits. Gives whether [`strip_connection_fields`] has work, since
+/// most messages have none and need not be searched seven times.
+fn within(headers: &HeaderMap, limit: usize) -> Result<bool, Malformed> {
     let mut bytes = 0;
+    let mut has_connection_fields = false;
     for (name, value) in headers {
         bytes += name.as_str().len() + value.len();
+        has_connection_fields |= *name == header::CONNECTION || CONNECTION_FIELDS.contains(name);
         let value = value.as_bytes();
         let space = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
         if space(value.first()) || space(value.last()) {
             return Err(Malformed::Padding);
         }
     }
-    if bytes > limit || headers.len() > MAX_FIELDS { Err(Malformed::TooLarge { limit }) } else { Ok(()) }
+    if bytes > limit || headers.len() > MAX_FIELDS {
+        Err(Malformed::TooLarge { limit })
+    } else {
+        Ok(has_connection_fields)
+    }
 }
 
 /// Moves the one authority into the URI (RFC 9112, 3.2 and 3.3; RFC 9113, 8.3.1).
@@ -345,9 +362,7 @@ fn strip_connection_fields(headers: &mut HeaderMap) {
         }
         headers.remove(header::CONNECTION);
     }
-    for name in
-        [KEEP_ALIVE, PROXY_CONNECTION, HTTP2_SETTINGS, header::TE, header::TRANSFER_ENCODING, header::UPGRADE]
-    {
+    for name in &CONNECTION_FIELDS {
         headers.remove(name);
     }
     if trailers {

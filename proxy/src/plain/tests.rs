@@ -75,13 +75,23 @@ const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 async fn a_connection_carries_one_request_after_another() {
     LocalSet::new()
         .run_until(async {
-            let (address, connections) = app(OK, 100).await;
-            let pool = PlainPool::new(65_536);
-            for _ in 0..3 {
-                let answer = pool.send(address, PlainVersion::Http1, get("/"), CONNECT).await.unwrap();
-                assert_eq!(text(answer).await, "ok");
+            for answer in [
+                OK,
+                b"HTTP/1.1 204 No Content\r\n\r\n",
+                b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+                b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+                b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nx: 1\r\n\r\n",
+            ] {
+                let (address, connections) = app(answer, 100).await;
+                let pool = PlainPool::new(65_536);
+                for _ in 0..3 {
+                    text(pool.send(address, PlainVersion::Http1, get("/"), CONNECT).await.unwrap()).await;
+                    let head_only = pool.send(address, PlainVersion::Http1, post(""), CONNECT).await.unwrap();
+                    text(head_only).await;
+                }
+                let shown = String::from_utf8_lossy(answer);
+                assert_eq!((connections.get(), pool.http1.idle(address)), (1, 1), "{shown}");
             }
-            assert_eq!((connections.get(), pool.http1.idle(address)), (1, 1));
         })
         .await;
 }
