@@ -64,8 +64,9 @@ fn echo(request: Request<Incoming>) -> Response<Body> {
     }
     let trailer = if is_grpc { ("grpc-status", "0") } else { ("x-echo", "done") };
     if request.version() < Version::HTTP_2 {
-        // Without this hyper sends no trailers over HTTP/1.
+        // Without these hyper sends no trailers over HTTP/1.
         headers.insert("trailer", HeaderValue::from_static(trailer.0));
+        headers.insert("transfer-encoding", HeaderValue::from_static("chunked"));
     }
     let mut trailers = HeaderMap::new();
     trailers.insert(trailer.0, HeaderValue::from_static(trailer.1));
