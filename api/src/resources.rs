@@ -17,7 +17,7 @@ pub use traffic_policy::{
     Algorithm, Backoff, Budget, LoadBalancing, OutlierEjection, Retries, RetryCondition, Timeouts,
     TrafficPolicy, TrafficPolicySpec,
 };
-pub use value::{Amount, Attempts, Cidr, Duration, PathPattern, Percent, Port, ServiceAccount};
+pub use value::{Amount, Attempts, Cidr, Duration, PathPattern, Percent, Port, ServiceAccount, Share};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -42,4 +42,41 @@ pub enum TargetKind {
     Service,
     /// The policy's own namespace.
     Namespace,
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+    use kube::CustomResourceExt;
+
+    use super::*;
+
+    /// What an API server would refuse a CRD for (structural schemas), as far as our types could bring it about.
+    #[test]
+    fn the_schemas_are_such_that_an_api_server_takes_them() {
+        fn check(definition: &CustomResourceDefinition, fields: &[&str]) {
+            let text = serde_json::to_string(definition).unwrap();
+            for forbidden in ["\"additionalProperties\":false", "\"$ref\"", "\"definitions\""] {
+                assert!(!text.contains(forbidden), "{forbidden} in {text}");
+            }
+            let schema =
+                definition.spec.versions[0].schema.as_ref().unwrap().open_api_v3_schema.as_ref().unwrap();
+            let spec = &schema.properties.as_ref().unwrap()["spec"];
+            let names: Vec<_> = spec.properties.as_ref().unwrap().keys().collect();
+            assert_eq!(names, fields);
+        }
+        check(
+            &TrafficPolicy::crd(),
+            &["loadBalancing", "outlierEjection", "retries", "targetRefs", "timeouts"],
+        );
+        check(&AccessPolicy::crd(), &["action", "rules", "targetRefs"]);
+        check(&MeshPolicy::crd(), &["logs", "mtls", "opaquePorts", "ports"]);
+    }
+
+    #[test]
+    fn a_policy_reads_back_as_it_was_written() {
+        let text = r#"{"targetRefs":[{"group":"","kind":"Service","name":"reviews"}],"retries":{"attempts":2,"on":["ConnectFailure","5xx"],"perTryTimeout":"500ms"}}"#;
+        let spec: TrafficPolicySpec = serde_json::from_str(text).unwrap();
+        assert_eq!(serde_json::to_string(&spec).unwrap(), text);
+    }
 }

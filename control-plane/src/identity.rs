@@ -185,7 +185,7 @@ impl Identity for IdentityService {
 
     async fn renew(&self, request: Request<v1::RenewRequest>) -> Result<Response<v1::Certificate>, Status> {
         let caller = Caller::of(&request)?;
-        let peer = caller.identified()?;
+        let peer = caller.identified(&self.metrics)?;
         let proven = Bearer {
             namespace: peer.id.namespace().to_owned(),
             service_account: peer.id.service_account().to_owned(),

@@ -11,10 +11,12 @@ use prometheus_client::{
 /// Why somebody was refused. The words are the metric's labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub enum Refused {
-    /// TLS did not come about: no common parameters, a certificate of another authority or an expired one, a timeout.
+    /// TLS did not come about: no common parameters, our certificate refused, a timeout.
     Handshake,
-    /// A client certificate of ours that is no workload's.
+    /// A client certificate of another authority, an expired one, or one that is no workload's.
     ClientCertificate,
+    /// No client certificate where one is needed.
+    NoClientCertificate,
     /// No join token.
     MalformedToken,
     /// A join token with a wrong signature.

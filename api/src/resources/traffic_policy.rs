@@ -4,7 +4,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Amount, Attempts, Duration, Percent, TargetRef};
+use super::{Amount, Attempts, Duration, Percent, Share, TargetRef};
 
 /// How the clients of a Service reach it. What is absent keeps its default.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -65,7 +65,7 @@ pub struct OutlierEjection {
     pub base_ejection: Option<Duration>,
     /// At most this share of the endpoints is out at once. 50 when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub max_ejected_percent: Option<Percent>,
+    pub max_ejected_percent: Option<Share>,
 }
 
 /// What is tried again.

@@ -53,6 +53,10 @@ number!(
     Percent, u32, 0, 100, "a percentage"
 );
 number!(
+    /// A share of a whole that is not nothing, 1 to 100.
+    Share, u32, 1, 100, "a percentage above nothing"
+);
+number!(
     /// How often something is tried or counted, 0 to 1000.
     Attempts, u32, 0, 1000, "a count"
 );

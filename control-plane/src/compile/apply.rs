@@ -132,6 +132,7 @@ impl Mesh {
     fn touch_around_pod(&self, name: &Name, touched: &mut Touched) {
         for service in self.selection.services(name) {
             touched.deps.insert(Dep::endpoints(service));
+            touched.suspects.insert(reference(Kind::Service, service));
         }
         for ip in self.pods.get(name).iter().flat_map(|pod| &pod.ips) {
             touched.deps.insert(Dep::Address(*ip));

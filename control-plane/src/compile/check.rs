@@ -9,6 +9,7 @@ use heddle_api::v1::AppProtocol;
 use super::{
     Mesh,
     apply::{policy_name, services_of},
+    facts::Target,
     protocol::declared,
     route::{backend_refs, holds_at, no_port, parent_is, parent_name, parents, seniority},
 };
@@ -48,8 +49,29 @@ impl Mesh {
                 .map(|policy| self.missing_targets(&services_of(&policy.spec.target_refs, &name.namespace)))
                 .unwrap_or_default(),
             Kind::MeshPolicy => self.mesh_policy_problems(&name),
-            Kind::Namespace | Kind::Pod | Kind::Service | Kind::EndpointSlice => Vec::new(),
+            Kind::Service => self.target_port_problems(&name),
+            Kind::Namespace | Kind::Pod | Kind::EndpointSlice => Vec::new(),
         }
+    }
+
+    /// A named target port that none of the pods has leads nowhere.
+    fn target_port_problems(&self, name: &Name) -> Vec<FieldError> {
+        let Some(service) = self.services.get(name) else { return Vec::new() };
+        let pods: Vec<_> = self.selection.pods(name).filter_map(|pod| self.pods.get(pod)).collect();
+        let mut errors = Vec::new();
+        for port in &service.ports {
+            if let Target::Named(target) = &port.target
+                && !pods.is_empty()
+                && !pods.iter().any(|pod| pod.ports.contains_key(target))
+            {
+                let message = format!(
+                    "no pod that it selects has a port named {target:?}: port {} leads nowhere",
+                    port.number
+                );
+                errors.push(FieldError::error("spec.ports.targetPort", message));
+            }
+        }
+        errors
     }
 
     fn missing_targets(&self, targets: &BTreeSet<Name>) -> Vec<FieldError> {

@@ -78,8 +78,8 @@ impl Mesh {
     pub(super) fn endpoints_of(&self, name: &Name, service: &ServiceEntry, port: &ServicePort) -> ByAddress {
         let defaults = self.defaults(&name.namespace);
         let mut endpoints = match self.slices_of.get(name) {
-            Some(slices) => self.from_slices(slices.iter(), service, port, &defaults),
-            None => self.from_pods(name, service, port, &defaults),
+            Some(slices) => self.slice_endpoints(slices.iter(), service, port, &defaults),
+            None => self.pod_endpoints(name, service, port, &defaults),
         };
         if let Some(family) = service.family
             && endpoints.keys().any(|(ip, _)| Family::of(*ip) == family)
@@ -90,7 +90,7 @@ impl Mesh {
         endpoints
     }
 
-    fn from_slices<'a>(
+    fn slice_endpoints<'a>(
         &self,
         slices: impl Iterator<Item = &'a Name>,
         service: &ServiceEntry,
@@ -125,7 +125,7 @@ impl Mesh {
         endpoints
     }
 
-    fn from_pods(
+    fn pod_endpoints(
         &self,
         name: &Name,
         service: &ServiceEntry,

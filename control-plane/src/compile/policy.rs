@@ -90,7 +90,7 @@ fn traffic_policy(spec: &resources::TrafficPolicySpec) -> v1::TrafficPolicy {
         outlier_ejection: spec.outlier_ejection.as_ref().map(|ejection| v1::OutlierEjection {
             consecutive_failures: ejection.consecutive_failures.map_or(0, resources::Amount::get),
             base_ejection_ms: millis(ejection.base_ejection),
-            max_ejected_percent: ejection.max_ejected_percent.map_or(0, resources::Percent::get),
+            max_ejected_percent: ejection.max_ejected_percent.map_or(0, resources::Share::get),
             interval_ms: millis(ejection.interval),
         }),
         retry: spec.retries.as_ref().map(retry),

@@ -8,6 +8,8 @@ use super::facts::{ServicePort, Target};
 pub(super) fn declared(port: &ServicePort) -> Option<AppProtocol> {
     match port.app_protocol.as_deref() {
         Some(protocol) => word(&protocol.to_ascii_lowercase()),
+        // gRPC-Web is HTTP of any version, whatever its name begins with.
+        None if port.name.starts_with("grpc-web") => Some(AppProtocol::Http1),
         // "http-web" is as good as "http".
         None => word(port.name.split('-').next().unwrap_or_default()),
     }
@@ -50,6 +52,7 @@ mod tests {
             ("http-web", None, Some(AppProtocol::Http1)),
             ("httpish", None, None),
             ("grpc", None, Some(AppProtocol::Http2)),
+            ("grpc-web", None, Some(AppProtocol::Http1)),
             ("grpc-web", Some("http"), Some(AppProtocol::Http1)),
             ("http", Some("kubernetes.io/h2c"), Some(AppProtocol::Http2)),
             ("tcp-redis", None, Some(AppProtocol::Opaque)),

@@ -51,7 +51,7 @@ impl Discovery for DiscoveryService {
         request: Request<Streaming<v1::DiscoveryRequest>>,
     ) -> Result<Response<Self::StreamStream>, Status> {
         let caller = Caller::of(&request)?;
-        let peer = caller.identified()?.clone();
+        let peer = caller.identified(&self.metrics)?.clone();
         // One response is unanswered at most, so one place is enough; the last one is for the final status.
         let (tx, rx) = mpsc::channel(2);
         let task = Conversation {

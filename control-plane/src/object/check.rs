@@ -4,7 +4,9 @@
 
 use std::net::IpAddr;
 
-use heddle_api::resources::{TargetKind, TargetRef};
+use heddle_api::resources::{
+    AccessOperation, AccessRule, AccessSource, Backoff, TargetKind, TargetRef, TrafficPolicySpec,
+};
 use k8s_openapi::api::{
     core::v1::{Pod, Service},
     discovery::v1::EndpointSlice,
@@ -27,21 +29,15 @@ pub fn check(object: &Object) -> Vec<FieldError> {
                 errors.extend(problems);
             }
         }
-        Object::TrafficPolicy(policy) => targets(&policy.spec.target_refs, None, &mut errors),
+        Object::TrafficPolicy(policy) => {
+            targets(&policy.spec.target_refs, None, &mut errors);
+            durations(&policy.spec, &mut errors);
+        }
         Object::AccessPolicy(policy) => {
             let own = name_of(&policy.metadata).namespace;
             targets(&policy.spec.target_refs, Some(&own), &mut errors);
-            for (r, rule) in policy.spec.rules.iter().enumerate() {
-                for (t, operation) in rule.to.iter().enumerate() {
-                    for (m, method) in operation.methods.iter().enumerate() {
-                        if method.is_empty() || !method.bytes().all(|b| b.is_ascii_uppercase() || b == b'-') {
-                            errors.push(FieldError::error(
-                                format!("spec.rules[{r}].to[{t}].methods[{m}]"),
-                                format!("{method:?} is not a method in capitals"),
-                            ));
-                        }
-                    }
-                }
+            for (i, rule) in policy.spec.rules.iter().enumerate() {
+                access_rule(&format!("spec.rules[{i}]"), rule, &mut errors);
             }
         }
         Object::Namespace(_) | Object::MeshPolicy(_) => {}
@@ -173,6 +169,54 @@ fn targets(targets: &[TargetRef], namespace: Option<&str>, errors: &mut Vec<Fiel
                 format!("spec.targetRefs[{i}].kind"),
                 "Namespace cannot be targeted here, a Service can",
             )),
+        }
+    }
+}
+
+/// Where no time at all would mean the default to the sidecar, it is refused rather than misread.
+fn durations(spec: &TrafficPolicySpec, errors: &mut Vec<FieldError>) {
+    let ejection = spec.outlier_ejection.as_ref();
+    let backoff = spec.retries.as_ref().and_then(|retries| retries.backoff.as_ref());
+    let timeouts = spec.timeouts.as_ref();
+    for (field, duration) in [
+        ("spec.outlierEjection.interval", ejection.and_then(|e| e.interval)),
+        ("spec.outlierEjection.baseEjection", ejection.and_then(|e| e.base_ejection)),
+        ("spec.retries.backoff.base", backoff.and_then(|b| b.base)),
+        ("spec.retries.backoff.max", backoff.and_then(|b| b.max)),
+        ("spec.timeouts.connect", timeouts.and_then(|t| t.connect)),
+        ("spec.timeouts.idle", timeouts.and_then(|t| t.idle)),
+    ] {
+        if duration.is_some_and(|duration| duration.as_millis() == 0) {
+            errors.push(FieldError::error(field, "must be longer than 0s"));
+        }
+    }
+    if let Some(Backoff { base: Some(base), max: Some(max) }) = backoff
+        && base > max
+    {
+        errors.push(FieldError::error(
+            "spec.retries.backoff.base",
+            format!("{base} is longer than max, {max}"),
+        ));
+    }
+}
+
+/// An entry that says nothing would match everything or nothing; whoever wrote it meant something else.
+fn access_rule(at: &str, rule: &AccessRule, errors: &mut Vec<FieldError>) {
+    for (i, source) in rule.from.iter().enumerate() {
+        if *source == AccessSource::default() {
+            let meant = "names nobody: give serviceAccounts, namespaces, cidrs or anyone";
+            errors.push(FieldError::error(format!("{at}.from[{i}]"), meant));
+        }
+    }
+    for (i, operation) in rule.to.iter().enumerate() {
+        if *operation == AccessOperation::default() {
+            errors.push(FieldError::error(format!("{at}.to[{i}]"), "names nothing: give methods or paths"));
+        }
+        for (m, method) in operation.methods.iter().enumerate() {
+            if method.is_empty() || !method.bytes().all(|b| b.is_ascii_uppercase() || b == b'-') {
+                let message = format!("{method:?} is not a method in capitals");
+                errors.push(FieldError::error(format!("{at}.to[{i}].methods[{m}]"), message));
+            }
         }
     }
 }

@@ -206,7 +206,7 @@ fn read(path: &Path, mut old: File, documents: Vec<Parsed>, strays: &mut Vec<Str
             (Subject::Any, false, _) => "; the last good state of the file's objects stays",
             (_, false, _) => "; the last good state of it stays",
             (_, true, Some(_)) => {
-                "; until that is mended, everything is denied to what it guards, or its last good state holds"
+                "; until it is mended its last good state holds, or, where it has none, everything is denied to what it guards"
             }
             (_, true, None) => "; it is not used",
         };

@@ -116,16 +116,23 @@ fn parse_object(line: u32, text: Option<&str>, value: &Value) -> Parsed {
         let known = Kind::ALL.map(Kind::as_str).join(", ");
         return fail(named(), "kind", format!("{kind_text:?} is not a kind that the mesh reads: {known}"));
     };
-    let version = string(value.get("apiVersion"));
-    if !kind.api_versions().contains(&version.as_str()) {
-        let meant = kind.api_versions()[0];
-        return fail(named(), "apiVersion", format!("{version:?} has no {kind}, it is in {meant}"));
-    }
     if name.is_empty() {
         return fail(Subject::Any, "metadata.name", "is missing".to_owned());
     }
-    let reference =
-        ObjectRef { kind, namespace: if kind == Kind::Namespace { String::new() } else { namespace }, name };
+    let reference = ObjectRef {
+        kind,
+        namespace: if kind == Kind::Namespace { String::new() } else { namespace.clone() },
+        name: name.clone(),
+    };
+    let closed = || (kind == Kind::AccessPolicy).then(|| closed(&reference, value));
+    let version = string(value.get("apiVersion"));
+    if !kind.api_versions().contains(&version.as_str()) {
+        let meant = kind.api_versions()[0];
+        let error = FieldError::error("apiVersion", format!("{version:?} has no {kind}, it is in {meant}"));
+        let errors = vec![(at("apiVersion"), error)];
+        let closed = closed();
+        return broken(line, Subject::Known(reference), errors, closed);
+    }
     let mut errors: Vec<(u32, FieldError)> = Vec::new();
     match read(kind, text, value) {
         Err(Unread { path, error }) => {
@@ -151,7 +158,7 @@ fn parse_object(line: u32, text: Option<&str>, value: &Value) -> Parsed {
             }
         }
     }
-    let closed = (kind == Kind::AccessPolicy).then(|| closed(&reference, value));
+    let closed = closed();
     broken(line, Subject::Known(reference), errors, closed)
 }
 
@@ -347,11 +354,23 @@ mod tests {
             (route("    - {name: a, port: 80, weigth: 1}\n"), "10: spec.rules[0].backendRefs[0].weigth: is not a field that is known here"),
             (route("    - {name: a, port: 80, weight: many}\n"), "10: spec.rules[0].backendRefs[0].weight: invalid type: string \"many\""),
             (route("    - {name: a, port: 99999}\n"), "10: spec.rules[0].backendRefs[0].port: 99999 is not within 1 to 65535"),
-            ("kind: TrafficPolicy\napiVersion: heddle.dev/v1alpha1\nmetadata: {name: x}\nspec:\n  targetRefs: [{kind: Service, name: a}]\n  outlierEjection: {maxEjectedPercent: 150}\n".to_owned(), "6: spec.outlierEjection.maxEjectedPercent: 150 is not a percentage (0 to 100)"),
+            ("kind: TrafficPolicy\napiVersion: heddle.dev/v1alpha1\nmetadata: {name: x}\nspec:\n  targetRefs: [{kind: Service, name: a}]\n  outlierEjection: {maxEjectedPercent: 150}\n".to_owned(), "6: spec.outlierEjection.maxEjectedPercent: 150 is not a percentage above nothing (1 to 100)"),
             ("kind: TrafficPolicy\napiVersion: heddle.dev/v1alpha1\nmetadata: {name: x}\nspec:\n  targetRefs: [{kind: Service, name: a}]\n  rateLimit: {}\n".to_owned(), "6: spec.rateLimit: unknown field `rateLimit`, expected one of"),
             (
                 "kind: HTTPRoute\napiVersion: gateway.networking.k8s.io/v1\nmetadata: {name: x}\nspecs: {}\nspec: {}\n".to_owned(),
                 "4: specs: is not a field that is known here",
+            ),
+            (
+                "kind: TrafficPolicy\napiVersion: heddle.dev/v1alpha1\nmetadata: {name: x}\nspec:\n  targetRefs: [{kind: Service, name: a}]\n  timeouts: {connect: 0s}\n".to_owned(),
+                "6: spec.timeouts.connect: must be longer than 0s",
+            ),
+            (
+                "kind: AccessPolicy\napiVersion: heddle.dev/v1alpha1\nmetadata: {name: x}\nspec:\n  targetRefs: [{kind: Service, name: a}]\n  action: Allow\n  rules: [{from: [{}]}]\n".to_owned(),
+                "7: spec.rules[0].from[0]: names nobody",
+            ),
+            (
+                "kind: AccessPolicy\napiVersion: heddle.dev/v1alpha1\nmetadata: {name: x}\nspec:\n  targetRefs: [{kind: Service, name: a}]\n  action: Allow\n  rules: [{from: [{serviceAccounts: [web]}]}]\n".to_owned(),
+                "7: spec.rules[0].from[0].serviceAccounts[0]: \"web\" is not a service account written namespace/name",
             ),
             (
                 "kind: MeshPolicy\napiVersion: heddle.dev/v1alpha1\nmetadata: {name: x}\nspec: {mtls: Loose}\n".to_owned(),

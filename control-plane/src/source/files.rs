@@ -109,7 +109,7 @@ fn walk(directory: &Path, chain: &mut Vec<PathBuf>, listing: &mut Listing) -> io
             }
         } else if metadata.is_file() && is_manifest(directory, &path) {
             if listing.files.len() >= MAX_FILES {
-                listing.blind.push((path, format!("more than {MAX_FILES} files")));
+                listing.blind.push((directory.to_owned(), format!("there are more than {MAX_FILES} files")));
                 return Ok(());
             }
             listing.files.insert(path, Stamp::of(&metadata)?);

@@ -20,7 +20,10 @@ use rustls::{
 use tonic::Status;
 
 use self::peer::Peer;
-use crate::ca::{Authority, CaError};
+use crate::{
+    ca::{Authority, CaError},
+    metrics::{Metrics, Refused},
+};
 
 /// After a failed rotation, until the next try.
 const RETRY: Duration = Duration::from_secs(5);
@@ -140,12 +143,14 @@ impl Caller {
     /// The client certificate, which must be there and still good: a connection may outlive it.
     ///
     /// # Errors
-    /// `UNAUTHENTICATED` when it is not.
-    pub fn identified(&self) -> Result<&Peer, Status> {
+    /// `UNAUTHENTICATED` when it is not; that is counted.
+    pub fn identified(&self, metrics: &Metrics) -> Result<&Peer, Status> {
         let Some(peer) = &self.peer else {
+            metrics.refused(Refused::NoClientCertificate);
             return Err(Status::unauthenticated("this needs a client certificate: Join with a token first"));
         };
         if peer.not_after <= SystemTime::now() {
+            metrics.refused(Refused::ClientCertificate);
             return Err(Status::unauthenticated(
                 "the client certificate of this connection has expired: connect anew with the current one",
             ));
@@ -166,12 +171,12 @@ mod tests {
 
     #[test]
     fn a_connection_that_outlives_its_client_certificate_proves_nothing_any_more() {
-        let now = SystemTime::now();
-        assert!(caller(now + Duration::from_secs(60)).identified().is_ok());
-        let status = caller(now - Duration::from_secs(1)).identified().unwrap_err();
+        let (now, metrics) = (SystemTime::now(), Metrics::new());
+        assert!(caller(now + Duration::from_secs(60)).identified(&metrics).is_ok());
+        let status = caller(now - Duration::from_secs(1)).identified(&metrics).unwrap_err();
         assert!(status.message().contains("expired"), "{status}");
         let nobody = Caller { peer: None, ..caller(now) };
-        assert_eq!(nobody.identified().unwrap_err().code(), tonic::Code::Unauthenticated);
+        assert_eq!(nobody.identified(&metrics).unwrap_err().code(), tonic::Code::Unauthenticated);
     }
 
     #[test]

@@ -131,7 +131,7 @@ impl Server {
                 return;
             }
             Ok(Err(error)) => {
-                self.metrics.refused(Refused::Handshake);
+                self.metrics.refused(reason(&error));
                 tracing::warn!(%address, %error, "TLS handshake failed");
                 return;
             }
@@ -203,6 +203,14 @@ impl Server {
         } else {
             self.identity.clone().call(request)
         }
+    }
+}
+
+/// Whether a handshake failed because of the client's certificate.
+fn reason(error: &std::io::Error) -> Refused {
+    match error.get_ref().and_then(|source| source.downcast_ref()) {
+        Some(rustls::Error::InvalidCertificate(_)) => Refused::ClientCertificate,
+        _ => Refused::Handshake,
     }
 }
 

@@ -6,12 +6,14 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::SystemTime,
 };
 
 use heddle_api::{
     identity::CONTROL_PLANE_DNS_NAME,
     v1::{self, discovery_client::DiscoveryClient, identity_client::IdentityClient},
 };
+use heddle_control_plane::ca::Authority;
 use hyper_util::rt::TokioIo;
 use rcgen::{CertificateParams, KeyPair};
 use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
@@ -46,6 +48,14 @@ impl Leaf {
     fn new(key: KeyPair, certificate: v1::Certificate) -> Self {
         let chain = certificate.chain.iter().map(|der| CertificateDer::from(der.to_vec())).collect();
         Self { chain, key, certificate }
+    }
+
+    /// A leaf that did not come over the network, good from `now`.
+    pub(crate) fn signed_by(authority: &Authority, id: &str, pod: &str, now: SystemTime) -> Self {
+        let key = KeyPair::generate().unwrap();
+        let csr = CertificateParams::default().serialize_request(&key).unwrap();
+        let issued = authority.workload(csr.der(), &id.parse().unwrap(), &pod.parse().unwrap(), now).unwrap();
+        Self { chain: issued.chain, key, certificate: v1::Certificate::default() }
     }
 
     /// Renews with this one.

@@ -1,12 +1,15 @@
 //! Who gets a certificate, and what is said to who does not.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use heddle_control_plane::{ca::ROOTS_FILE, tls::peer::peer};
+use heddle_control_plane::{
+    ca::{Authority, ROOTS_FILE},
+    tls::peer::peer,
+};
 use tonic::Code;
 
 use crate::{
-    client::{Stream, connect, join},
+    client::{Leaf, Stream, connect, join},
     world::{World, get, token},
 };
 
@@ -84,6 +87,27 @@ async fn without_a_client_certificate_only_join_is_served() {
     let mut client = heddle_api::v1::identity_client::IdentityClient::new(channel);
     let status = client.renew(heddle_api::v1::RenewRequest::default()).await.unwrap_err();
     assert_eq!(status.code(), Code::Unauthenticated);
+    let metrics = get(running.admin_address, "/metrics").await.unwrap();
+    assert!(metrics.contains("{reason=\"NoClientCertificate\"} 2"), "{metrics}");
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_expired_certificate_does_not_get_in() {
+    let world = World::shop();
+    let (running, ca) = (world.start().await, world.path("state").join(ROOTS_FILE));
+    let (life, now) = (Duration::from_secs(3600), SystemTime::now());
+    let authority = Authority::open(&world.path("state"), "cluster.local", life, now).unwrap();
+    let leaf = |now| Leaf::signed_by(&authority, "spiffe://cluster.local/ns/shop/sa/web", "shop/web-0", now);
+    let channel = connect(running.address, &ca, Some(&leaf(now))).await.unwrap();
+    assert!(Stream::open(channel, "shop/web-0", vec![], vec![]).await.is_ok());
+    let refused = match connect(running.address, &ca, Some(&leaf(now - 2 * life))).await {
+        Ok(channel) => Stream::open(channel, "shop/web-0", vec![], vec![]).await.is_err(),
+        Err(_) => true,
+    };
+    assert!(refused);
+    let metrics = get(running.admin_address, "/metrics").await.unwrap();
+    assert!(metrics.contains("{reason=\"ClientCertificate\"}"), "{metrics}");
     running.stop().await;
 }
 
@@ -101,7 +125,10 @@ async fn a_certificate_of_another_authority_does_not_get_in() {
     };
     assert!(refused);
     let metrics = get(running.admin_address, "/metrics").await.unwrap();
-    assert!(metrics.contains("heddle_control_plane_refused_total{reason=\"Handshake\"}"), "{metrics}");
+    assert!(
+        metrics.contains("heddle_control_plane_refused_total{reason=\"ClientCertificate\"}"),
+        "{metrics}"
+    );
     // Nor does the other's CA pass for ours.
     assert!(connect(running.address, &other_ca, None).await.is_err());
     running.stop().await;

@@ -6,8 +6,8 @@ use std::{
     process::Stdio,
 };
 
-use heddle_api::v1::ResourceType;
-use heddle_control_plane::ca::ROOTS_FILE;
+use heddle_api::v1::{ResourceType, resource::Body};
+use heddle_control_plane::ca::{KEY_FILE, ROOTS_FILE};
 use tokio::process::{Child, Command};
 
 use crate::{
@@ -153,4 +153,40 @@ async fn a_wrong_command_line_says_what_is_wrong() {
     let output = token(&world.path("state"), &["--service-account", "we/b"]).await;
     let text = String::from_utf8(output.stderr).unwrap();
     assert_eq!((output.status.code(), text.contains("we/b")), (Some(1), true), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_root_is_rotated_without_a_gap() {
+    let (world, other) = (World::shop(), World::shop());
+    let ca = world.path("state").join(ROOTS_FILE);
+    let running = world.start().await;
+    let old = join(running.address, &ca, &world.token("web"), "shop/web-0").await.unwrap();
+    let trust = name(ResourceType::TrustBundle, "cluster.local");
+    let channel = connect(running.address, &ca, Some(&old)).await.unwrap();
+    let mut stream = Stream::open(channel, "shop/web-0", vec![], vec![trust.clone()]).await.unwrap();
+    let one_root = held(&stream.accept().await);
+    running.stop().await;
+
+    // First the new root is trusted beside the old one, and everyone is told.
+    other.start().await.stop().await;
+    let roots =
+        [&ca, &other.path("state").join(ROOTS_FILE)].map(|path| std::fs::read_to_string(path).unwrap());
+    std::fs::write(&ca, roots.concat()).unwrap();
+    let running = world.start().await;
+    let channel = connect(running.address, &ca, Some(&old)).await.unwrap();
+    let mut stream = Stream::open(channel, "shop/web-0", one_root, vec![]).await.unwrap();
+    let told = stream.accept().await;
+    let Some(Body::TrustBundle(bundle)) = &told.changed[0].body else { panic!("{told:?}") };
+    assert_eq!(bundle.roots.len(), 2);
+    running.stop().await;
+
+    // Then it signs; who has a certificate of the old one is served as before, and renews into the new one.
+    std::fs::copy(other.path("state").join(KEY_FILE), world.path("state").join(KEY_FILE)).unwrap();
+    let running = world.start().await;
+    let new = old.renew(running.address, &ca).await.unwrap();
+    let new_root_alone = other.path("state").join(ROOTS_FILE);
+    let channel = connect(running.address, &new_root_alone, Some(&new)).await.unwrap();
+    let mut stream = Stream::open(channel, "shop/web-0", vec![], vec![trust]).await.unwrap();
+    assert_eq!(held(&stream.accept().await), held(&told));
+    running.stop().await;
 }

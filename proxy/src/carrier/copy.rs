@@ -1,6 +1,7 @@
 //! Bytes both ways between a socket and a tunnel: half-close, resets, back-pressure, an idle timeout.
 
 use std::{
+    collections::VecDeque,
     future::poll_fn,
     io::{self, IoSlice},
     pin::{Pin, pin},
@@ -245,7 +246,9 @@ impl Down {
                 return Poll::Ready(Ok(()));
             }
             let mut waiting = false;
-            while !self.ended && !waiting && self.chunks.has_room() {
+            // All that is there, though the socket may not take it: the window bounds it, and h2 keeps small frames at a
+            // higher cost than this does.
+            while !self.ended && !waiting {
                 match tunnel.poll_receive(cx) {
                     Poll::Pending => waiting = true,
                     Poll::Ready(None) => self.ended = true,
@@ -280,23 +283,26 @@ impl Down {
     }
 }
 
-/// Received chunks on their way into the socket, so that many small ones are one system call.
+/// Received chunks on their way into the socket. The first few go as they came, in one system call; when the socket does
+/// not keep up, the rest is copied together, since a chunk of a few bytes keeps alive the whole buffer it was read into.
 #[derive(Default)]
 struct Chunks {
-    held: std::collections::VecDeque<Bytes>,
+    held: VecDeque<Bytes>,
+    /// After all of `held`.
+    packed: BytesMut,
 }
 
 impl Chunks {
-    fn has_room(&self) -> bool {
-        self.held.len() < GATHER
-    }
-
     fn is_empty(&self) -> bool {
         self.held.is_empty()
     }
 
     fn push(&mut self, chunk: Bytes) {
-        self.held.push_back(chunk);
+        if self.held.len() < GATHER && self.packed.is_empty() {
+            self.held.push_back(chunk);
+        } else {
+            self.packed.extend_from_slice(&chunk);
+        }
     }
 
     fn poll_write<S: Socket>(&mut self, socket: &mut S, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
@@ -319,6 +325,77 @@ impl Chunks {
             left -= first.len();
             self.held.pop_front();
         }
+        if self.held.is_empty() && !self.packed.is_empty() {
+            self.held.push_back(self.packed.split().freeze());
+        }
         Poll::Ready(Ok(written))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A socket that takes at most so many bytes at a time.
+    struct Narrow {
+        taken: Vec<u8>,
+        at_once: usize,
+    }
+
+    impl AsyncRead for Narrow {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &mut tokio::io::ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Poll::Pending
+        }
+    }
+
+    impl AsyncWrite for Narrow {
+        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+            let taken = buf.len().min(self.at_once);
+            self.taken.extend_from_slice(&buf[..taken]);
+            Poll::Ready(Ok(taken))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl Socket for Narrow {
+        fn abort(self) {}
+    }
+
+    #[test]
+    fn chunks_that_are_packed_keep_their_order_and_their_bytes() {
+        let mut chunks = Chunks::default();
+        let mut sent = Vec::new();
+        for number in 0..1000u32 {
+            let chunk = number.to_be_bytes();
+            sent.extend(chunk);
+            chunks.push(Bytes::copy_from_slice(&chunk));
+            assert!(chunks.held.len() <= GATHER);
+        }
+        let mut socket = Narrow { taken: Vec::new(), at_once: 7 };
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let mut written = 0;
+        while !chunks.is_empty() {
+            let Poll::Ready(Ok(more)) = chunks.poll_write(&mut socket, &mut cx) else {
+                panic!("it takes some")
+            };
+            written += more;
+            // More comes while the rest goes.
+            if written % 5 == 0 && sent.len() < 8000 {
+                sent.extend(b"more");
+                chunks.push(Bytes::from_static(b"more"));
+            }
+        }
+        assert_eq!((written, &socket.taken), (sent.len(), &sent));
     }
 }

@@ -68,6 +68,8 @@ pub(super) struct Signal {
     pub(super) used: Cell<bool>,
     /// Send GOAWAY, and end when the last stream has.
     pub(super) drain: Cell<bool>,
+    /// As [`Self::drain`], because nothing came for so long.
+    pub(super) idle: Cell<bool>,
     /// The peer does not answer.
     pub(super) dead: Cell<bool>,
 }
@@ -99,7 +101,7 @@ pub(super) async fn keep_server(signal: Rc<Signal>, mut ping: PingPong, drain: i
             let busy = signal.used.take() || signal.handlers.get() > 0;
             idle_rounds = if busy { 0 } else { idle_rounds + 1 };
             if PING_EVERY * idle_rounds >= SERVER_IDLE {
-                signal.raise(&signal.drain);
+                signal.raise(&signal.idle);
             }
             if !answers(&mut ping).await {
                 signal.raise(&signal.dead);

@@ -15,10 +15,10 @@ use h2::{
     server::{Connection, SendResponse},
 };
 use heddle_api::{
-    carrier::{ALPN, BadServerName, Form, ServerName},
+    carrier::{ALPN, BadServerName, ServerName},
     identity::SpiffeId,
 };
-use http::{HeaderValue, Request, Response};
+use http::Request;
 use tokio::{net::TcpStream, task::spawn_local, time::timeout};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
@@ -26,14 +26,10 @@ use super::{
     keeper::{AbortOnDrop, Signal, keep_server},
     meter::{Metered, Side},
     settings::{HANDLERS, HANDSHAKE, tls_buffer},
-    tunnel::is_tunnel,
 };
-use crate::{
-    identity::{
-        Credentials,
-        verify::{self, PeerError},
-    },
-    reason::{self, Reason},
+use crate::identity::{
+    Credentials,
+    verify::{self, PeerError},
 };
 
 /// Why an accepted connection was closed before its first request.
@@ -118,8 +114,8 @@ async fn shake_hands(io: TcpStream, credentials: &Credentials) -> Result<Incomin
 }
 
 impl Incoming {
-    /// Serves until the connection ends. A CONNECT without `:protocol` reaches the handler on `tcp` server names alone, and
-    /// nothing else does there; what does not fit is answered 421. Each request runs in a task of its own, which must watch for the caller's cancel
+    /// Serves until the connection ends. What may come on a connection of its name is the handler's to judge, who counts
+    /// what is refused. Each request runs in a task of its own, which must watch for the caller's cancel
     /// ([`unless_reset`](super::unless_reset), [`respond`](super::respond)). When `drain` is through, GOAWAY is sent (on a
     /// connection without a request yet: after the first) and what runs or still comes is served to its end. Dropping the future ends the connection at once.
     ///
@@ -146,7 +142,7 @@ impl Incoming {
                     return Poll::Ready(None);
                 }
                 // Callers learn of the drain a moment later: a connection made meanwhile gets its first request served.
-                if signal.drain.get() && served && !draining {
+                if !draining && (signal.idle.get() || signal.drain.get() && served) {
                     draining = true;
                     self.connection.graceful_shutdown();
                 }
@@ -166,11 +162,6 @@ impl Incoming {
                 respond.send_reset(Code::REFUSED_STREAM);
                 continue;
             }
-            if (self.name.form == Form::Tcp) != is_tunnel(&request) {
-                tracing::warn!(peer = %self.peer, name = %self.name, method = %request.method(), "misdirected");
-                let _gone = respond.send_response(misdirected(), true);
-                continue;
-            }
             let running = Running::one_more(&signal);
             let handled = handler(request, respond);
             spawn_local(async move {
@@ -179,16 +170,6 @@ impl Incoming {
             });
         }
     }
-}
-
-/// The answer to a CONNECT on a connection for HTTP, or to HTTP on one for opaque TCP: the connection's server name says
-/// what may come, so that a tunnel carries nothing past an access rule.
-fn misdirected() -> Response<()> {
-    let reason = Reason::NotOnThisConnection;
-    let mut response = Response::new(());
-    *response.status_mut() = reason.status();
-    response.headers_mut().insert(reason::HEADER, HeaderValue::from_static(reason.as_str()));
-    response
 }
 
 /// A handler that runs.

@@ -148,7 +148,7 @@ fn retry(retry: &Retry) -> v1::RetryPolicy {
         statuses,
         per_try_timeout_ms: None,
         backoff_base_ms: base,
-        // The Gateway API gives the least pause; the longest never is shorter.
+        // The Gateway API knows no longest pause; this leaves the doubling some room.
         backoff_max_ms: if base > 250 { base.saturating_mul(10) } else { 0 },
         budget_percent: None,
         budget_min_per_second: None,

@@ -2,11 +2,13 @@
 
 use std::path::PathBuf;
 
+use heddle_api::v1;
+
 use super::{SHOP, mesh, removals, upserts};
 use crate::{
     compile::Mesh,
     diagnostics::Place,
-    object::{Change, Kind, ObjectRef},
+    object::{Change, Kind, Object, ObjectRef},
 };
 
 fn problems(mesh: &Mesh) -> Vec<String> {
@@ -130,5 +132,46 @@ fn two_mesh_policies_and_two_tcp_routes_are_rivals_too() {
             "TCPRoute shop/b: spec.parentRefs: port 5432 of Service shop/db has TCPRoute shop/a, which goes first; this one (shop/b) has no effect on it",
             "MeshPolicy shop/b: metadata.name: namespace shop has MeshPolicy shop/a, which goes first; this one (shop/b) has no effect",
         ]
+    );
+}
+
+#[test]
+fn a_named_port_that_no_pod_has_is_named_until_a_pod_brings_it() {
+    let service = "{apiVersion: v1, kind: Service, metadata: {name: s, namespace: shop}, spec: {selector: {app: s}, ports: [{port: 80, targetPort: web}]}}";
+    let pod = |name: &str| {
+        format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: p, namespace: shop, labels: {{app: s}}}}, spec: {{containers: [{{name: c, ports: [{{name: {name}, containerPort: 8080}}]}}]}}}}"
+        )
+    };
+    let mut mesh = mesh(&format!("{service}\n---\n{}", pod("wbe")));
+    assert_eq!(
+        problems(&mesh),
+        [
+            "Service shop/s: spec.ports.targetPort: no pod that it selects has a port named \"web\": port 80 leads nowhere"
+        ]
+    );
+    mesh.apply(upserts(&pod("web")));
+    assert!(problems(&mesh).is_empty());
+}
+
+/// A directory refuses such a policy when it is read; the compiler does not count on every source to do so.
+#[test]
+fn an_access_policy_that_cannot_be_used_denies_instead_of_vanishing() {
+    let mut mesh = mesh(SHOP);
+    let text = "{apiVersion: heddle.dev/v1alpha1, kind: AccessPolicy, metadata: {name: p, namespace: shop}, spec: {targetRefs: [{kind: Service, name: reviews}], action: Allow, rules: [{to: [{methods: [GET]}]}]}}";
+    let Some(Change::Upsert(Object::AccessPolicy(policy))) = upserts(text).pop() else { panic!("no policy") };
+    let action = |mesh: &Mesh| {
+        let inbound = mesh.inbound(&"shop/reviews-v1-0".parse().unwrap()).value.unwrap();
+        inbound.ports[0].access[0].action()
+    };
+    mesh.apply(vec![Change::Upsert(Object::AccessPolicy(policy.clone()))]);
+    assert_eq!(action(&mesh), v1::AccessAction::Allow);
+    let mut wrong = (*policy).clone();
+    wrong.spec.rules[0].to[0].methods[0] = "get".to_owned();
+    mesh.apply(vec![Change::Upsert(Object::AccessPolicy(wrong.into()))]);
+    assert_eq!(action(&mesh), v1::AccessAction::Unspecified);
+    assert_eq!(
+        problems(&mesh),
+        ["AccessPolicy shop/p: spec.rules[0].to[0].methods[0]: \"get\" is not a method in capitals"]
     );
 }

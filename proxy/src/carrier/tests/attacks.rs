@@ -37,10 +37,12 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Reads a request's body to its end; `/` is answered at once.
+/// Reads the body of a POST to its end, and that of a PUT never; the rest is answered at once.
 async fn world() -> World {
     World::new(Form::Http1, |request, mut to| async move {
-        if request.method() == http::Method::POST {
+        if request.method() == http::Method::PUT {
+            unless_reset(&mut to, std::future::pending::<()>()).await;
+        } else if request.method() == http::Method::POST {
             let mut body = CarrierBody::of_request(request).into_body();
             let read = async { while let Some(Ok(_)) = http_body_util::BodyExt::frame(&mut body).await {} };
             if unless_reset(&mut to, read).await.is_none() {
@@ -70,32 +72,37 @@ async fn is_cut_off_when_paced(
     let mut hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
     hello.extend(frame(SETTINGS, 0, 0, &[]));
     write.write_all(&hello).await.unwrap();
-    let attack = spawn_local(async move {
+    let attack = async move {
         for round in 0..most {
             if write.write_all(&next(round)).await.is_err() {
-                return;
+                // The reading half learns of it, too.
+                return std::future::pending().await;
             }
             // Gives the server time to look at it, or not.
             for _ in 0..turns {
                 yield_now().await;
             }
         }
-        // Open, but quiet.
-        std::future::pending::<()>().await;
-    });
-    let cut_off = async {
+        // All of it was sent, the last of it needs a moment to be judged.
+        tokio::time::sleep(SECOND).await;
+    };
+    let cut_off = async move {
         let mut answers = vec![0; 65536];
         while !matches!(read.read(&mut answers).await, Ok(0) | Err(_)) {}
     };
-    let served = async {
-        for _ in 0..50 {
-            assert_eq!(world.text("/").await, "fine");
+    let attacked = spawn_local(async move {
+        tokio::select! {
+            biased;
+            () = cut_off => true,
+            () = attack => false,
         }
-    };
-    let (cut_off, ()) = tokio::join!(tokio::time::timeout(5 * SECOND, cut_off), served);
-    attack.abort();
+    });
+    for _ in 0..50 {
+        assert_eq!(world.text("/").await, "fine");
+    }
+    let cut_off = attacked.await.unwrap();
     assert_eq!((world.text("/").await.as_str(), world.accepted.get()), ("fine", 2));
-    cut_off.is_ok()
+    cut_off
 }
 
 fn stream(round: u32) -> u32 {
@@ -156,6 +163,23 @@ async fn a_flood_of_empty_data_frames_is_cut_off() {
             if round == 0 { frame(HEADERS, END_HEADERS, 1, &POST) } else { frame(DATA, 0, 1, &[]) }
         };
         assert!(is_cut_off(100_000, attack).await);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn small_frames_that_nobody_reads_are_cut_off_at_the_budget() {
+    on_a_worker(async {
+        // `:method: PUT`, whose body the handler does not read.
+        let put = [0x02, 0x03, b'P', b'U', b'T', 0x86, 0x84];
+        let attack = move |round| {
+            if round == 0 {
+                frame(HEADERS, END_HEADERS, 1, &put)
+            } else {
+                frame(DATA, 0, 1, b".").repeat(100)
+            }
+        };
+        assert!(is_cut_off(1000, attack).await);
     })
     .await;
 }

@@ -13,7 +13,7 @@ use tokio_stream::StreamExt;
 
 use super::super::{
     CarrierBody, Sent, respond,
-    testing::{SECOND, World, channel, for_hours, on_a_worker},
+    testing::{SECOND, World, channel, for_hours, on_a_worker, raw},
     unless_reset,
 };
 use crate::reason::Reason;
@@ -230,15 +230,29 @@ async fn the_caller_closes_an_idle_connection_before_the_server_would() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_caller_that_never_asks_anything_is_closed_in_the_end() {
+    for_hours(async {
+        let (world, _told) = world().await;
+        let credentials = world.authority.credentials("web");
+        let io = raw(&world, &credentials, "http1.9080.heddle").await;
+        let (_never_used, connection) = h2::client::handshake(io).await.unwrap();
+        let began = tokio::time::Instant::now();
+        connection.await.unwrap();
+        assert!(began.elapsed() >= 600 * SECOND);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_old_connection_takes_no_new_streams_and_ends_with_its_last() {
     for_hours(async {
         let (world, _told) = world().await;
         let held = world.get("/endless").await.unwrap();
-        for _ in 0..36 {
+        for _minute in 0..40 {
             tokio::time::sleep(60 * SECOND).await;
             assert_eq!(world.text("/").await, "fine");
         }
-        assert_eq!(world.accepted.get(), 2, "one in 30 min ± 20 %");
+        assert_eq!(world.accepted.get(), 2, "one after 24 to 36 minutes, the next not before 48");
         let mut body = held.into_body();
         assert!(body.frame().await.unwrap().is_ok(), "the old stream still flows");
     })

@@ -16,11 +16,11 @@ use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Full, StreamBody};
 
 use super::{
-    CarrierBody, Tunnel, Upgraded, respond,
+    CarrierBody, Sent, Tunnel, Upgraded, respond,
     testing::{SECOND, World, channel, on_a_worker},
     tunnel, upgrade,
 };
-use crate::reason::Reason;
+use crate::reason::{self, Reason};
 
 /// Answers with what the request was: method, target, body, trailers.
 async fn echo(request: Request<RecvStream>, to: SendResponse<Bytes>) {
@@ -165,17 +165,22 @@ async fn a_tunnel_carries_bytes_both_ways_and_half_closes() {
 }
 
 #[tokio::test]
-async fn a_connection_carries_only_what_its_server_name_says() {
+async fn a_tunnel_that_the_far_sidecar_refuses_says_why() {
     on_a_worker(async {
-        let reached =
-            async |_: Request<RecvStream>, _: SendResponse<Bytes>| panic!("the handler was reached");
-        let world = World::new(Form::Http1, reached).await;
+        let world = World::new(Form::Tcp, |_, mut to| async move {
+            let refusal = Response::builder().status(403).header(reason::HEADER, "AccessDenied");
+            to.send_response(refusal.body(()).unwrap(), true).unwrap();
+        })
+        .await;
         let error = world.pool.tunnel(&world.peer, SECOND).await.unwrap_err();
-        assert_eq!(error.reason, Reason::NotOnThisConnection);
-        let world = World::new(Form::Tcp, reached).await;
-        assert_eq!(world.get("/").await.unwrap().status(), StatusCode::MISDIRECTED_REQUEST);
-        let request = Request::get("/chat").header("host", "reviews").body(()).unwrap();
-        assert!(world.pool.upgrade(&world.peer, request, "websocket", SECOND).await.is_err());
+        assert_eq!((error.reason, error.sent), (Reason::AccessDenied, Sent::Maybe));
+
+        let world = World::new(Form::Tcp, |_, mut to| async move {
+            to.send_reset(h2::Reason::REFUSED_STREAM);
+        })
+        .await;
+        let error = world.pool.tunnel(&world.peer, SECOND).await.unwrap_err();
+        assert_eq!((error.reason, error.sent), (Reason::UpstreamReset, Sent::No));
     })
     .await;
 }
