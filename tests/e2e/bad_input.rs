@@ -55,7 +55,7 @@ async fn each_mistake_is_named_and_the_rest_goes_on() {
         &mut shop,
         "nowhere.yaml",
         &manifest::split_route("shop/nowhere", "reviews-v1", 9080, &[("no-such-service", 1)]),
-        &["shop/nowhere", "no-such-service", "backendRefs"],
+        &["HTTPRoute", "nowhere", "no-such-service", "backendRefs"],
     )
     .await;
     is_named(
@@ -67,7 +67,7 @@ async fn each_mistake_is_named_and_the_rest_goes_on() {
             9080,
             "  - backendRefs: [{name: reviews, port: 81}]\n",
         ),
-        &["shop/wrong-port", "81"],
+        &["wrong-port", "81"],
     )
     .await;
     let policy = |name: &str| {
@@ -78,7 +78,7 @@ async fn each_mistake_is_named_and_the_rest_goes_on() {
         )
     };
     shop.world.save("first.yaml", &policy("shop/first")).unwrap();
-    is_named(&mut shop, "second.yaml", &policy("shop/second"), &["shop/second", "shop/first"]).await;
+    is_named(&mut shop, "second.yaml", &policy("shop/second"), &["second", "first"]).await;
 }
 
 #[tokio::test]

@@ -56,7 +56,8 @@ impl Scrape {
         let has = |sample: &Sample| {
             labels.iter().all(|(key, value)| sample.labels.get(*key).is_some_and(|found| found == value))
         };
-        self.samples.iter().filter(|s| s.name == name && has(s)).map(|s| s.value).sum()
+        // Rust's empty sum of floats is -0.
+        self.samples.iter().filter(|s| s.name == name && has(s)).map(|s| s.value).sum::<f64>() + 0.0
     }
 }
 

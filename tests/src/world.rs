@@ -336,9 +336,10 @@ impl PodBuilder<'_> {
         self
     }
 
-    /// One label more.
+    /// This label, instead of what it had under the key.
     #[must_use]
     pub fn label(mut self, key: &str, value: &str) -> Self {
+        self.manifest.labels.retain(|(present, _)| present != key);
         self.manifest.labels.push((key.to_owned(), value.to_owned()));
         self
     }
