@@ -83,8 +83,10 @@ impl Door {
 
     /// The pod's own side.
     pub(super) fn inbound(&self) -> Result<Arc<Inbound>, Refused> {
-        self.worker.store.inbound().ok_or_else(|| {
-            Refused::new(Reason::NotReady, "the control plane has not said yet what this pod's ports are")
+        self.worker.store.inbound().ok_or_else(|| Refused {
+            reason: Reason::NotReady,
+            sentence: "the control plane has not said yet what this pod's ports are".to_owned(),
+            unsent: true,
         })
     }
 

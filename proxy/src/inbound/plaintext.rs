@@ -340,7 +340,7 @@ async fn pass(
     let Some((protocol, on_upgrade)) = upgrade.filter(|_| speaks == PlainVersion::Http1) else {
         return Ok(Passed::Answer(door.send(application, speaks, parts, body).await?));
     };
-    match door.upgrade(application, parts, &protocol).await? {
+    match Box::pin(door.upgrade(application, parts, &protocol)).await? {
         Upgrade::Declined(answer) => Ok(Passed::Answer(answer)),
         Upgrade::Switched(mut answer, server) => {
             answer.headers_mut().insert(header::UPGRADE, protocol);

@@ -93,6 +93,9 @@ async fn what_could_not_be_handed_over_may_be_tried_elsewhere() {
         for form in [Form::Http1, Form::Http2] {
             let error = world.web.send(&world.peer(form, closed), get("/"), CONNECT).await.unwrap_err();
             assert_eq!(error.sent, Sent::No, "{error}");
+            let world = World::not_ready().await;
+            let error = world.web.send(&world.peer(form, closed), get("/"), CONNECT).await.unwrap_err();
+            assert_eq!(error.sent, Sent::No, "{error}");
         }
         let error = world.web.tunnel(&world.peer(Form::Tcp, closed), CONNECT).await.unwrap_err();
         assert_eq!(error.sent, Sent::No, "{error}");
