@@ -211,10 +211,19 @@ async fn an_address_outside_the_mesh_is_passed_through_untouched() {
 #[tokio::test]
 async fn long_lived_http2_clients_are_balanced_per_request() {
     let shop = shop::open(3).await;
-    let mut client = shop.web.http2().await.unwrap();
+    let client = shop.web.http2().await.unwrap();
     let before: Vec<_> = shop.reviews.iter().map(|pod| pod.app().requests()).collect();
-    for _ in 0..120 {
-        assert_eq!(client.get(HOST, "/").await.unwrap().status, 200);
+    // Streams side by side on one connection: one after the other, PeakEwma rightly prefers the fastest endpoint.
+    let callers = (0..12).map(|_| {
+        let mut client = client.share().unwrap();
+        tokio::spawn(async move {
+            for _ in 0..20 {
+                assert_eq!(client.get(HOST, "/").await.unwrap().status, 200);
+            }
+        })
+    });
+    for caller in callers.collect::<Vec<_>>() {
+        caller.await.unwrap();
     }
     for (pod, before) in shop.reviews.iter().zip(before) {
         assert!(pod.app().requests() > before + 5, "{} got {}", pod.name, pod.app().requests() - before);
