@@ -11,7 +11,7 @@ use http::{
 };
 
 use crate::{
-    carrier::upgrade,
+    carrier::upgrade::STATUS,
     reason::{self, Reason},
 };
 
@@ -115,7 +115,7 @@ pub fn answer(parts: &mut response::Parts, method: &Method, limit: usize) -> Res
     if has_connection_fields {
         strip_connection_fields(&mut parts.headers);
     }
-    strip_mesh_words(&mut parts.headers);
+    remove_words(&mut parts.headers);
     // RFC 9110, 8.6: no length where there is no content to measure, but for HEAD and 304.
     if parts.status == StatusCode::NO_CONTENT || (*method == Method::CONNECT && parts.status.is_success()) {
         parts.headers.remove(header::CONTENT_LENGTH);
@@ -130,15 +130,15 @@ pub fn answer(parts: &mut response::Parts, method: &Method, limit: usize) -> Res
 pub fn switching(parts: &mut response::Parts, limit: usize) -> Result<(), Malformed> {
     within(&parts.headers, limit)?;
     strip_connection_fields(&mut parts.headers);
-    strip_mesh_words(&mut parts.headers);
+    remove_words(&mut parts.headers);
     parts.headers.remove(header::CONTENT_LENGTH);
     Ok(())
 }
 
-/// Takes off what an application says in the mesh's name: only sidecars give reasons and the status of an upgrade.
-fn strip_mesh_words(headers: &mut HeaderMap) {
+/// These words are the mesh's alone.
+fn remove_words(headers: &mut HeaderMap) {
     headers.remove(reason::HEADER);
-    headers.remove(upgrade::STATUS);
+    headers.remove(STATUS);
 }
 
 /// Writes a request for an HTTP/1.1 server: origin-form, one Host, one Cookie, a length that the receiver can see.
