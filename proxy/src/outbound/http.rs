@@ -196,11 +196,11 @@ async fn by_authority(connection: &Connection, uri: &http::Uri) -> Result<Option
         return Ok(None);
     }
     // Taken out and put back, so that nothing is borrowed while others wait.
-    if let Some(slot) = connection.last.take() {
-        if slot.name() == name.key {
-            connection.last.set(Some(Arc::clone(&slot)));
-            return Ok(Some(slot));
-        }
+    if let Some(slot) = connection.last.take()
+        && slot.name() == name.key
+    {
+        connection.last.set(Some(Arc::clone(&slot)));
+        return Ok(Some(slot));
     }
     let slot = lookup(&connection.worker, &name.key).await?;
     connection.last.set(Some(Arc::clone(&slot)));
