@@ -22,6 +22,7 @@ use super::{
     tunnel,
 };
 use crate::{
+    meter::{Metered, Side},
     metrics::Direction,
     plain::{edge, settings},
     reason::Reason,
@@ -57,7 +58,10 @@ where
         let connection = Rc::clone(&connection);
         async move { Ok::<_, Infallible>(answer(&connection, request).await) }
     });
-    let serving = settings::http1_server().serve_connection(TokioIo::new(io), service).with_upgrades();
+    // As long as an application likes to keep it.
+    let idle = None;
+    let (http1, io) = settings::http1_server(io, idle);
+    let serving = http1.serve_connection(io, service).with_upgrades();
     let mut serving = std::pin::pin!(serving);
     let ended = tokio::select! {
         ended = serving.as_mut() => ended,
@@ -82,7 +86,8 @@ where
         let connection = Rc::clone(&connection);
         async move { Ok::<_, Infallible>(answer(&connection, request).await) }
     });
-    let mut serving = std::pin::pin!(settings::http2_server().serve_connection(TokioIo::new(io), service));
+    let io = TokioIo::new(Metered::new(io, Side::Server));
+    let mut serving = std::pin::pin!(settings::http2_server().serve_connection(io, service));
     let ended = tokio::select! {
         ended = serving.as_mut() => ended,
         () = drain.started() => {
