@@ -29,8 +29,11 @@ pub enum Kind {
     Pod,
     Service,
     EndpointSlice,
+    #[serde(rename = "HTTPRoute")]
     HttpRoute,
+    #[serde(rename = "GRPCRoute")]
     GrpcRoute,
+    #[serde(rename = "TCPRoute")]
     TcpRoute,
     TrafficPolicy,
     AccessPolicy,
@@ -210,4 +213,16 @@ pub enum Change {
     Remove(ObjectRef),
     /// Where the object is written: nothing but diagnostics depends on it.
     Place(ObjectRef, Place),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kind_is_written_as_manifests_write_it_everywhere() {
+        for kind in Kind::ALL {
+            assert_eq!(serde_json::to_value(kind).unwrap(), kind.as_str());
+        }
+    }
 }
