@@ -37,6 +37,7 @@ pub(crate) struct Act {
     sampled: Instant,
     requests_by_mtls: BTreeMap<String, [f64; 2]>,
     control_plane: bool,
+    expiries: BTreeSet<u64>,
 }
 
 impl Act {
@@ -60,6 +61,7 @@ impl Act {
             sampled: Instant::now(),
             requests_by_mtls: BTreeMap::new(),
             control_plane: true,
+            expiries: BTreeSet::new(),
         }
     }
 
@@ -118,13 +120,15 @@ impl Act {
         Ok(())
     }
 
-    /// Certificates that `web`'s sidecar has been given.
+    /// Certificates that `web`'s sidecar has had, told by when they expire.
     ///
     /// # Errors
     /// When it does not answer for its metrics.
-    pub(crate) async fn certificates(&self) -> anyhow::Result<f64> {
-        let success = [("result", "success")];
-        Ok(self.shop.web.scrape().await?.sum("heddle_certificate_requests_total", &success))
+    pub(crate) async fn certificates(&mut self) -> anyhow::Result<usize> {
+        let expiry = self.shop.web.scrape().await?.sum("heddle_certificate_expiry_timestamp_seconds", &[]);
+        // Whole seconds, so they compare.
+        self.expiries.insert(expiry as u64);
+        Ok(self.expiries.len())
     }
 
     /// Stops the traffic and gives the shop's last words.

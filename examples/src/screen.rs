@@ -31,7 +31,7 @@ pub(crate) struct Frame {
     /// 99th percentile, ms.
     pub(crate) p99: f64,
     /// Certificates that the caller's sidecar has had.
-    pub(crate) certificates: f64,
+    pub(crate) certificates: usize,
     /// Whether the control plane runs.
     pub(crate) control_plane: bool,
     /// The pods.
@@ -114,7 +114,7 @@ fn table(frame: &Frame) -> Vec<String> {
     let mut lines = vec![
         String::new(),
         format!(
-            "  {:5.1} s   control plane {state}   certificates of web so far: {:.0}",
+            "  {:5.1} s   control plane {state}   certificates of web so far: {}",
             frame.elapsed, frame.certificates
         ),
         format!(

@@ -144,8 +144,9 @@ async fn work(
     handoffs: Vec<Handoff>,
 ) {
     let metrics = shared.metrics.worker(index);
+    let identity = Arc::clone(&shared.identity);
     let worker = Rc::new(Worker {
-        carrier: carrier::Pool::new(Arc::clone(&shared.identity)),
+        carrier: carrier::Pool::new(identity, Arc::clone(&metrics)),
         plain: PlainPool::new(shared.settings.header_limit),
         series: outbound::SeriesCache::default(),
         mirrors: outbound::Mirrors::default(),

@@ -22,22 +22,26 @@ use serde::Serialize;
 use crate::diagnostics::Place;
 
 /// The kinds of object that are read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[allow(missing_docs, reason = "the names are the kinds")]
 pub enum Kind {
     Namespace,
     Pod,
     Service,
     EndpointSlice,
-    #[serde(rename = "HTTPRoute")]
     HttpRoute,
-    #[serde(rename = "GRPCRoute")]
     GrpcRoute,
-    #[serde(rename = "TCPRoute")]
     TcpRoute,
     TrafficPolicy,
     AccessPolicy,
     MeshPolicy,
+}
+
+/// As in a manifest: `HTTPRoute`.
+impl Serialize for Kind {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
 }
 
 impl Kind {

@@ -22,6 +22,8 @@ pub trait Live: fmt::Debug + Send + Sync {
     fn certificate(&self) -> Option<CertificateFacts>;
     /// Why there is no newer one, if the last attempt failed.
     fn certificate_problem(&self) -> Option<String>;
+    /// Certificates that were asked for, ever: (got, in vain).
+    fn certificate_requests(&self) -> (u64, u64);
 }
 
 /// What may be told of a certificate.
@@ -68,5 +70,9 @@ impl Live for Running {
 
     fn certificate_problem(&self) -> Option<String> {
         self.identity.problem()
+    }
+
+    fn certificate_requests(&self) -> (u64, u64) {
+        self.identity.requests()
     }
 }

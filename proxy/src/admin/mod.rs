@@ -89,6 +89,7 @@ impl Admin {
             backends: config_view::backends(&*self.live),
             discovery: self.live.discovery(),
             inbound: self.live.inbound().is_some(),
+            certificate_requests: self.live.certificate_requests(),
             certificate_expiry: self.live.certificate().map(|facts| facts.not_after),
             access_log_dropped: self.logs.access.dropped(),
             log_dropped: self.logs.dropped(),

@@ -45,6 +45,10 @@ impl Live for Fixed {
     fn certificate_problem(&self) -> Option<String> {
         Some("the token expired".to_owned())
     }
+
+    fn certificate_requests(&self) -> (u64, u64) {
+        (3, 1)
+    }
 }
 
 /// The filter must live for the level to be changed.
@@ -308,6 +312,8 @@ async fn the_scrape_counts_endpoints_of_every_backend_once() {
         ("heddle_endpoint_ejected{backend=\"shop/reviews-v1:9080\",endpoint=\"127.0.0.3:9080\"} 0", 1),
         ("heddle_endpoint_ejected{", 3),
         ("heddle_certificate_expiry_timestamp_seconds 1800000000", 1),
+        ("heddle_certificate_requests_total{result=\"success\"} 3", 1),
+        ("heddle_certificate_requests_total{result=\"failure\"} 1", 1),
     ] {
         assert_eq!(answer.body().lines().filter(|of| of.starts_with(line)).count(), times, "{line}");
     }

@@ -56,14 +56,14 @@ impl LoadGuard {
                 stats.latency.observe_at_least(nanos, now);
                 false
             }
+            // Sent before it was put out: that is known, and must not count against it on its return.
+            Outcome::Failure if stats.is_ejected_at(now) => false,
             Outcome::Failure => {
                 let known = stats.latency.get(now).is_some();
                 let floor = if known { 0 } else { clock::nanos(LATENCY_OF_FAILURE) };
                 stats.latency.observe_at_least(nanos.max(floor), now);
                 let failures = stats.failed();
-                failures >= backend.policy.ejection.consecutive_failures
-                    && !stats.is_ejected_at(now)
-                    && self.eject(backend, now)
+                failures >= backend.policy.ejection.consecutive_failures && self.eject(backend, now)
             }
         }
     }

@@ -304,6 +304,24 @@ async fn five_failures_in_a_row_put_an_endpoint_out_for_a_while() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_was_under_way_when_an_endpoint_was_put_out_does_not_count_on_its_return() {
+    fastrand::seed(6);
+    let world = World::even(Algorithm::PeakEwma, 3);
+    for index in [1, 2] {
+        LoadGuard::new(world.stats(index).begin()).judge(&world.backend, Outcome::Success, QUICK);
+    }
+    let mut under_way: Vec<_> = (0..8).map(|_| LoadGuard::new(world.stats(0).begin())).collect();
+    assert!(world.fail(0, 5));
+    for load in &mut under_way {
+        assert!(!world.judge(load, Outcome::Failure));
+    }
+    drop(under_way);
+    pass(Duration::from_secs(31)).await;
+    assert_eq!(world.stats(0).consecutive_failures(), 0);
+    assert!(world.counts(100)[0] > 10, "it is tried like a new one");
+}
+
 #[test]
 fn a_success_between_starts_the_count_anew_and_what_says_nothing_does_not() {
     let world = World::even(Algorithm::PeakEwma, 2);

@@ -3,6 +3,7 @@
 use std::{
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -23,6 +24,7 @@ pub struct CarrierBody {
     slot: Option<Slot>,
     /// The request's body, where it still runs; without the response it is of no use.
     pump: Option<Pump>,
+    latency: Duration,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -45,11 +47,24 @@ impl CarrierBody {
     }
 
     fn new(received: RecvStream, left: Option<u64>, slot: Option<Slot>, pump: Option<Pump>) -> Self {
-        let mut body = Self { received, state: State::Data, left, slot, pump };
+        let mut body = Self { received, state: State::Data, left, slot, pump, latency: Duration::ZERO };
         if body.received.is_end_stream() {
             body.end();
         }
         body
+    }
+
+    /// How long the response's headers took.
+    pub(super) fn after(mut self, latency: Duration) -> Self {
+        self.latency = latency;
+        self
+    }
+
+    /// How long the response's headers took from the opening of the stream on; what the making of a connection took
+    /// says nothing of the endpoint's load.
+    #[must_use]
+    pub fn latency(&self) -> Duration {
+        self.latency
     }
 
     /// The body of an accepted request.

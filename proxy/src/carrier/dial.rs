@@ -16,12 +16,13 @@ use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
-    meter::{Metered, Side},
     peer::{Peer, SendError},
     settings,
 };
 use crate::{
     identity::{Credentials, verify},
+    meter::{Metered, Side},
+    metrics::{Direction, PeerRefusal, WorkerMetrics},
     reason::Reason,
 };
 
@@ -34,23 +35,33 @@ pub(super) async fn dial(
     peer: &Peer,
     port: u16,
     credentials: &Credentials,
+    metrics: &WorkerMetrics,
 ) -> Result<(SendRequest<Bytes>, Connection<Io, Bytes>), SendError> {
     let failed = |what: &dyn std::fmt::Display| SendError::unsent(Reason::ConnectFailed, peer, what);
     let tcp = connect(peer.address.ip(), port).await.map_err(|e| failed(&e))?;
     let name = rustls_pki_types::ServerName::try_from(peer.name.to_string())
         .expect("<form>.<port>.heddle is a valid DNS name");
-    let mut tls = TlsConnector::from(credentials.client.clone())
-        .connect(name, tcp)
-        .await
-        .map_err(|error| SendError::unsent(reason_of_tls(&error), peer, error))?;
+    let mut tls =
+        TlsConnector::from(credentials.client.clone()).connect(name, tcp).await.map_err(|error| {
+            let reason = reason_of_tls(&error);
+            if reason == Reason::PeerIdentity {
+                metrics.peer_refused(Direction::Outbound, PeerRefusal::Unusable);
+            }
+            SendError::unsent(reason, peer, error)
+        })?;
     let session = tls.get_mut().1;
     session.set_buffer_limit(Some(settings::tls_buffer(peer.name.form)));
     if session.alpn_protocol() != Some(ALPN) {
         return Err(failed(&"the peer does not speak heddle/1"));
     }
-    let found = verify::peer(session.peer_certificates(), &credentials.trust, SystemTime::now())
-        .map_err(|error| SendError::unsent(Reason::PeerIdentity, peer, error))?;
+    let found = verify::peer(session.peer_certificates(), &credentials.trust, SystemTime::now()).map_err(
+        |error| {
+            metrics.peer_refused(Direction::Outbound, (&error).into());
+            SendError::unsent(Reason::PeerIdentity, peer, error)
+        },
+    )?;
     if found != peer.identity {
+        metrics.peer_refused(Direction::Outbound, PeerRefusal::WrongIdentity);
         let what = format!("the peer is {found}, not {}", peer.identity);
         return Err(SendError::unsent(Reason::PeerIdentity, peer, what));
     }

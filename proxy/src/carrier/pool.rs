@@ -14,7 +14,11 @@ use h2::{SendStream, client::ResponseFuture};
 use heddle_api::{carrier::ServerName, identity::SpiffeId, ports};
 use http::{Request, Response};
 use http_body::Body;
-use tokio::{sync::oneshot, task::spawn_local, time::timeout};
+use tokio::{
+    sync::oneshot,
+    task::spawn_local,
+    time::{Instant, timeout},
+};
 
 use super::{
     body::CarrierBody,
@@ -29,6 +33,7 @@ use super::{
 };
 use crate::{
     identity::{Credentials, Identity},
+    metrics::{Direction, WorkerMetrics},
     reason::Reason,
 };
 
@@ -44,6 +49,7 @@ struct Key {
 pub struct Pool {
     credentials: Box<dyn Fn() -> Option<Arc<Credentials>>>,
     port: u16,
+    metrics: Arc<WorkerMetrics>,
     peers: RefCell<HashMap<Key, Rc<PeerPool>, ahash::RandomState>>,
     /// Peers without connections are dropped when the map has grown to this.
     prune_at: Cell<usize>,
@@ -52,14 +58,19 @@ pub struct Pool {
 impl Pool {
     /// A pool that dials with this pod's identity. Its futures run in a `LocalSet` or local runtime.
     #[must_use]
-    pub fn new(identity: Arc<Identity>) -> Rc<Self> {
-        Self::with(move || identity.current(), ports::MESH)
+    pub fn new(identity: Arc<Identity>, metrics: Arc<WorkerMetrics>) -> Rc<Self> {
+        Self::with(move || identity.current(), ports::MESH, metrics)
     }
 
-    pub(super) fn with(credentials: impl Fn() -> Option<Arc<Credentials>> + 'static, port: u16) -> Rc<Self> {
+    pub(super) fn with(
+        credentials: impl Fn() -> Option<Arc<Credentials>> + 'static,
+        port: u16,
+        metrics: Arc<WorkerMetrics>,
+    ) -> Rc<Self> {
         Rc::new(Self {
             credentials: Box::new(credentials),
             port,
+            metrics,
             peers: RefCell::default(),
             prune_at: Cell::new(64),
         })
@@ -84,9 +95,10 @@ impl Pool {
         let head = pump::head(parts).map_err(|what| SendError::unsent(Reason::BadRequest, peer, what))?;
         let no_body = body.is_end_stream();
         let (slot, response, stream) = self.open(peer, head, no_body, connect_timeout).await?;
+        let opened = Instant::now();
         let pump = (!no_body).then(|| Pump::spawn(body, stream));
         let response = response.await.map_err(|error| SendError::of_stream(peer, &error))?;
-        Ok(CarrierBody::of_response(response, slot, pump))
+        Ok(CarrierBody::of_response(response, slot, pump).map(|body| body.after(opened.elapsed())))
     }
 
     /// Opens a tunnel to the application's port that the peer's server name says.
@@ -233,19 +245,20 @@ impl Pool {
         let Some(credentials) = (self.credentials)() else {
             return Err(SendError::unsent(Reason::NotReady, peer, "no certificate yet"));
         };
-        let (sender, mut driven) = dial(peer, self.port, &credentials).await?;
+        let (sender, mut driven) = dial(peer, self.port, &credentials, &self.metrics).await?;
         let ping = driven.ping_pong().expect("the first to ask for a connection's PINGs");
         let connection = Connection::new(sender, Rc::downgrade(home));
         let retire = Retire(Rc::downgrade(&connection));
+        let open = self.metrics.connection(Direction::Outbound, true);
         let driver = spawn_local(async move {
             // Dropped however the task ends.
-            let _retire = retire;
+            let (_retire, _open) = (retire, open);
             if let Err(error) = driven.await {
                 tracing::debug!(%error, "a mesh connection ended");
             }
         });
         let jitter = fastrand::u64(100 - AGE_JITTER..=100 + AGE_JITTER);
-        let retire_at = tokio::time::Instant::now() + AGE * jitter as u32 / 100;
+        let retire_at = Instant::now() + AGE * jitter as u32 / 100;
         spawn_local(keep_client(Rc::downgrade(&connection), ping, driver.abort_handle(), retire_at));
         Ok(connection)
     }

@@ -31,7 +31,10 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
 
 use super::{CarrierBody, Peer, Pool, server};
-use crate::identity::{Credentials, Trust};
+use crate::{
+    identity::{Credentials, Trust},
+    metrics::{Metrics, WorkerMetrics},
+};
 
 pub(super) const SECOND: Duration = Duration::from_secs(1);
 
@@ -180,7 +183,7 @@ impl World {
         let name = ServerName { form, port: 9080 };
         let peer = Peer { address: (Ipv4Addr::LOCALHOST, 9080).into(), name, identity: id("reviews") };
         let caller = authority.credentials("web");
-        let pool = Pool::with(move || Some(caller.clone()), address.port());
+        let pool = Pool::with(move || Some(caller.clone()), address.port(), metrics());
         Self { authority, pool, peer, address, accepted, drain }
     }
 
@@ -222,6 +225,11 @@ pub(super) async fn shake_hands(
 ) -> TlsStream<TcpStream> {
     let name = rustls_pki_types::ServerName::try_from(name.to_owned()).unwrap();
     TlsConnector::from(credentials.client.clone()).connect(name, io).await.unwrap()
+}
+
+/// Counters that nobody reads.
+pub(super) fn metrics() -> Arc<WorkerMetrics> {
+    Metrics::new(1).worker(0)
 }
 
 /// Runs a test as a worker runs traffic, and fails it when it hangs.

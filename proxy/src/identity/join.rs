@@ -146,7 +146,7 @@ async fn obtain(config: &ControlPlaneConfig, identity: &Identity, patience: &mut
                 }
             );
         refused |= turned_away;
-        identity.set_problem(Some(error.to_string()));
+        identity.failed(error.to_string());
         if turned_away {
             tracing::debug!(%error, "trying the token instead");
             continue;

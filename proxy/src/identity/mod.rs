@@ -15,7 +15,10 @@ pub mod trust;
 pub mod verify;
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -60,6 +63,8 @@ pub struct Identity {
     // it is the newer word. The lock orders the two tasks that publish; requests never take it.
     bundle: Mutex<Option<Arc<Trust>>>,
     problem: Mutex<Option<String>>,
+    issued: AtomicU64,
+    failed: AtomicU64,
 }
 
 impl Default for Identity {
@@ -77,6 +82,8 @@ impl Identity {
             changed: watch::Sender::new(0),
             bundle: Mutex::new(None),
             problem: Mutex::new(None),
+            issued: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
         }
     }
 
@@ -117,7 +124,8 @@ impl Identity {
         if let Some(trust) = bundle.as_ref().filter(|t| t.domain() == credentials.trust.domain()) {
             credentials.trust = trust.clone();
         }
-        self.set_problem(None);
+        *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.issued.fetch_add(1, Ordering::Relaxed);
         self.current.store(Some(Arc::new(credentials)));
         self.changed.send_modify(|count| *count += 1);
     }
@@ -138,8 +146,16 @@ impl Identity {
         self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(crate) fn set_problem(&self, problem: Option<String>) {
-        *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
+    /// Certificates that were asked for, ever: (got, in vain).
+    #[must_use]
+    pub fn requests(&self) -> (u64, u64) {
+        (self.issued.load(Ordering::Relaxed), self.failed.load(Ordering::Relaxed))
+    }
+
+    /// An attempt was in vain.
+    pub(crate) fn failed(&self, problem: String) {
+        self.failed.fetch_add(1, Ordering::Relaxed);
+        *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = Some(problem);
     }
 }
 

@@ -109,7 +109,7 @@ impl World {
         let settings = Settings { pod_ips: vec![ip], ..Settings::for_tests() };
         let worker = Rc::new(Worker {
             store: Store::fixed(None),
-            carrier: Pool::new(Arc::clone(&reviews)),
+            carrier: Pool::new(Arc::clone(&reviews), metrics.worker(0)),
             identity: reviews,
             plain: PlainPool::new(settings.header_limit),
             resolver: outbound::resolve::Resolver::default(),
@@ -127,7 +127,7 @@ impl World {
                 spawn_local(super::mesh::serve(Rc::clone(&served), io));
             }
         });
-        Self { ip, worker, web: Pool::new(web), metrics }
+        Self { ip, worker, web: Pool::new(web, Metrics::new(1).worker(0)), metrics }
     }
 
     /// What the control plane says of all ports.

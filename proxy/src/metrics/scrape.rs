@@ -35,6 +35,8 @@ pub struct Observed {
     pub inbound: bool,
     /// When the certificate in use expires; none before the first.
     pub certificate_expiry: Option<SystemTime>,
+    /// Certificates that were asked for, ever: (got, in vain).
+    pub certificate_requests: (u64, u64),
     /// Lines that the access log had no room for.
     pub access_log_dropped: u64,
     /// Lines that the diagnostic log had no room for.
@@ -88,6 +90,7 @@ struct Scrape {
     inbound: bool,
     /// Seconds since the Unix epoch.
     certificate_expiry: Option<u64>,
+    certificate_requests: (u64, u64),
     dropped: [(&'static str, u64); 2],
     process: Process,
     started: f64,
@@ -146,6 +149,7 @@ impl Scrape {
             overflow: metrics.workers.iter().map(|worker| worker.http_overflow()).sum(),
             discovery: observed.discovery.clone(),
             inbound: observed.inbound,
+            certificate_requests: observed.certificate_requests,
             certificate_expiry: observed
                 .certificate_expiry
                 .and_then(|expiry| expiry.duration_since(UNIX_EPOCH).ok())
@@ -307,6 +311,12 @@ impl Scrape {
             "heddle_config_resources",
             "Resources that are held",
             held.map(|(kind, count)| (vec![("type", kind)], count as u64)),
+        )?;
+        let (issued, failed) = self.certificate_requests;
+        out.counter(
+            "heddle_certificate_requests",
+            "Certificates asked for",
+            [("success", issued), ("failure", failed)].map(|(result, n)| (vec![("result", result)], n)),
         )?;
         out.gauge(
             "heddle_certificate_expiry_timestamp_seconds",

@@ -112,7 +112,7 @@ async fn one_try(
         return Try { outcome: Err(refused), failure: None, address: None };
     };
     record.tried(endpoint.address, endpoint.identity.is_some());
-    let sent_at = Instant::now();
+    let started = Instant::now();
     let sending = send(exchange.worker, backend, &endpoint, parts, body, exchange.version);
     let result = match limit {
         Some(at) => timeout_at(at, sending).await.unwrap_or_else(|_| {
@@ -121,9 +121,8 @@ async fn one_try(
         }),
         None => sending.await,
     };
-    let latency = sent_at.elapsed();
     let (outcome, failure) = match result {
-        Ok(response) => {
+        Ok((response, latency)) => {
             let failed = is_failure(&response);
             let judged = if failed { Outcome::Failure } else { Outcome::Success };
             note_ejection(exchange.worker, backend, &endpoint, load.judge(backend, judged, latency));
@@ -133,7 +132,8 @@ async fn one_try(
         Err(error) => {
             // The client's own fault says nothing about the endpoint.
             let judged = if error.reason == Reason::BadRequest { Outcome::Neutral } else { Outcome::Failure };
-            note_ejection(exchange.worker, backend, &endpoint, load.judge(backend, judged, latency));
+            let ejected = load.judge(backend, judged, started.elapsed());
+            note_ejection(exchange.worker, backend, &endpoint, ejected);
             let sentence = format!("{} at {}: {}", backend.key, endpoint.address, error.source);
             let refused = Refused::new(error.reason, sentence);
             (Err(refused), Some(failure_of(&error)))

@@ -50,7 +50,7 @@ pub enum Routed<'a> {
     /// Send it there; the request's filters were applied.
     To(Decision<'a>),
     /// A redirect.
-    Answer(Response<ResponseBody>),
+    Answer(Box<Response<ResponseBody>>),
 }
 
 impl Decision<'_> {
@@ -118,7 +118,7 @@ pub fn decide<'a>(destination: &'a Destination, parts: &mut request::Parts) -> R
     if let Some(redirect) = filter::find_redirect(&rule.filters) {
         let mut response = filter::redirect(parts, redirect, Some(route)).map(|()| ResponseBody::empty());
         filter::response(response.headers_mut(), &rule.filters);
-        return Ok(Routed::Answer(response));
+        return Ok(Routed::Answer(Box::new(response)));
     }
     let rewritten = |error: route::RewriteError| {
         Refused::new(Reason::BadRequest, format!("route {} cannot rewrite the request: {error}", route.name))
@@ -169,7 +169,7 @@ async fn routed(
         Routed::To(decision) => decision,
         Routed::Answer(response) => {
             record.status = response.status();
-            return Ok(response);
+            return Ok(*response);
         }
     };
     record.routed(&decision.backend.key, decision.route.map(|route| &route.name));

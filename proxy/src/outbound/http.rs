@@ -22,6 +22,7 @@ use super::{
     tunnel,
 };
 use crate::{
+    meter::{Metered, Side},
     metrics::Direction,
     plain::{edge, settings},
     reason::Reason,
@@ -57,7 +58,10 @@ where
         let connection = Rc::clone(&connection);
         async move { Ok::<_, Infallible>(answer(&connection, request).await) }
     });
-    let serving = settings::http1_server().serve_connection(TokioIo::new(io), service).with_upgrades();
+    // As long as an application likes to keep it.
+    let idle = None;
+    let (http1, io) = settings::http1_server(io, idle);
+    let serving = http1.serve_connection(io, service).with_upgrades();
     let mut serving = std::pin::pin!(serving);
     let ended = tokio::select! {
         ended = serving.as_mut() => ended,
@@ -82,7 +86,8 @@ where
         let connection = Rc::clone(&connection);
         async move { Ok::<_, Infallible>(answer(&connection, request).await) }
     });
-    let mut serving = std::pin::pin!(settings::http2_server().serve_connection(TokioIo::new(io), service));
+    let io = TokioIo::new(Metered::new(io, Side::Server));
+    let mut serving = std::pin::pin!(settings::http2_server().serve_connection(io, service));
     let ended = tokio::select! {
         ended = serving.as_mut() => ended,
         () = drain.started() => {
@@ -159,8 +164,14 @@ async fn serve(
         Refused::new(malformed.reason(), malformed.to_string())
     })?;
 
-    if parts.method == Method::CONNECT && version != Version::HTTP_2 {
-        return tunnel::connect(worker, &parts, on_upgrade).await;
+    if parts.method == Method::CONNECT {
+        return match &connection.target {
+            Target::Authority => tunnel::connect(worker, &parts, on_upgrade).await,
+            Target::Fixed(slot) => {
+                let sentence = format!("CONNECT to {}: a proxy's port must be declared as tcp", slot.name());
+                Err(Refused::new(Reason::BadRequest, sentence))
+            }
+        };
     }
     let slot = match &connection.target {
         Target::Fixed(slot) => Some(Arc::clone(slot)),
@@ -191,11 +202,11 @@ async fn by_authority(connection: &Connection, uri: &http::Uri) -> Result<Option
         return Ok(None);
     }
     // Taken out and put back, so that nothing is borrowed while others wait.
-    if let Some(slot) = connection.last.take() {
-        if slot.name() == name.key {
-            connection.last.set(Some(Arc::clone(&slot)));
-            return Ok(Some(slot));
-        }
+    if let Some(slot) = connection.last.take()
+        && slot.name() == name.key
+    {
+        connection.last.set(Some(Arc::clone(&slot)));
+        return Ok(Some(slot));
     }
     let slot = lookup(&connection.worker, &name.key).await?;
     connection.last.set(Some(Arc::clone(&slot)));

@@ -109,12 +109,12 @@ impl Copy {
         let mut load = picked.load;
         let body = if kept.is_empty() { RequestBody::Empty } else { RequestBody::Kept(kept) };
         match send::send(&worker, &backend, &picked.endpoint, parts, body, version).await {
-            Ok(response) => {
+            Ok((response, _)) => {
                 let mut body = response.into_body();
                 while let Some(Ok(_)) = body.frame().await {}
             }
             Err(error) => {
-                tracing::debug!(backend = %backend.key, error = %error.source, "a mirrored request failed")
+                tracing::debug!(backend = %backend.key, error = %error.source, "a mirrored request failed");
             }
         }
         load.judge(&backend, Outcome::Neutral, Duration::ZERO);

@@ -21,7 +21,7 @@ use crate::{
     config::{AppProtocol, Policy},
     metrics::{Direction, Flow},
     plain::{PlainVersion, Upgrade, dial, edge},
-    reason::{self, Reason},
+    reason::Reason,
     relay::relay,
     store::Slot,
     worker::Worker,
@@ -73,9 +73,7 @@ pub async fn http(
     let mut record = Record::new(worker, &worker.outside, method, uri, version, started);
     let answered = send(&exchange, parts, body, upgrade, on_upgrade, &mut record).await;
     match answered {
-        Ok(mut response) => {
-            // Only sidecars may say why they refused.
-            response.headers_mut().remove(reason::HEADER);
+        Ok(response) => {
             record.status = response.status();
             // What follows a 101 is no longer this request.
             if response.status() == StatusCode::SWITCHING_PROTOCOLS {

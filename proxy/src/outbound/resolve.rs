@@ -38,7 +38,7 @@ impl Resolver {
             return Ok(resolver);
         }
         let resolver = TokioResolver::builder_tokio()
-            .and_then(|builder| builder.build())
+            .and_then(hickory_resolver::ResolverBuilder::build)
             .map_err(|error| format!("the system's DNS configuration cannot be used: {error}"))?;
         Ok(self.0.get_or_init(|| resolver))
     }

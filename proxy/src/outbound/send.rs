@@ -1,20 +1,21 @@
 //! One request to one endpoint: through its sidecar, or in plaintext where it has none.
 
-use std::rc::Rc;
+use std::{rc::Rc, time::Duration};
 
 use heddle_api::carrier::{Form, ServerName};
 use http::{Response, Version, request};
+use tokio::time::Instant;
 
 use super::body::{RequestBody, ResponseBody};
 use crate::{
     carrier::{Peer, SendError, Sent},
     config::{AppProtocol, Backend, Endpoint},
     plain::{PlainVersion, edge},
-    reason::{self, Reason},
+    reason::Reason,
     worker::Worker,
 };
 
-/// Sends one request to one endpoint.
+/// Sends one request to one endpoint. Gives the response, and how long the endpoint took to its headers.
 ///
 /// # Errors
 /// Says whether the application may have received it.
@@ -25,21 +26,21 @@ pub async fn send(
     parts: request::Parts,
     body: RequestBody,
     client: Version,
-) -> Result<Response<ResponseBody>, SendError> {
+) -> Result<(Response<ResponseBody>, Duration), SendError> {
     let http2 = speaks_http2(backend.protocol, client, edge::is_grpc(&parts.headers));
     let connect = backend.policy.connect_timeout;
     let request = http::Request::from_parts(parts, body);
     match peer(worker, endpoint, if http2 { Form::Http2 } else { Form::Http1 })? {
         Some(peer) => {
             let response = worker.carrier.send(&peer, request, connect).await?;
-            Ok(response.map(ResponseBody::carrier))
+            let latency = response.body().latency();
+            Ok((response.map(ResponseBody::carrier), latency))
         }
         None => {
             let version = if http2 { PlainVersion::Http2 } else { PlainVersion::Http1 };
-            let mut response = worker.plain.send(endpoint.address, version, request, connect).await?;
-            // Only sidecars may say why they refused.
-            response.headers_mut().remove(reason::HEADER);
-            Ok(response.map(ResponseBody::plain))
+            let started = Instant::now();
+            let response = worker.plain.send(endpoint.address, version, request, connect).await?;
+            Ok((response.map(ResponseBody::plain), started.elapsed()))
         }
     }
 }

@@ -29,7 +29,9 @@ pub struct SeriesKey {
 
 /// A direct-mapped cache of handles.
 #[derive(Debug)]
-pub struct SeriesCache(RefCell<Box<[Option<(SeriesKey, Arc<HttpSeries>)>]>>);
+pub struct SeriesCache(RefCell<Box<[Slot]>>);
+
+type Slot = Option<(SeriesKey, Arc<HttpSeries>)>;
 
 impl Default for SeriesCache {
     fn default() -> Self {

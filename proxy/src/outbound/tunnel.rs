@@ -21,7 +21,7 @@ use crate::{
     balance::{self, Outcome, Picked},
     carrier::{self, SendError, Sent, Upgraded},
     plain,
-    reason::{self, Reason},
+    reason::Reason,
     relay::relay,
     worker::Worker,
 };
@@ -64,7 +64,7 @@ pub async fn connect(
 enum Answered {
     Tunnel(Response<()>, carrier::Tunnel),
     Plain(Response<()>, TokioIo<hyper::upgrade::Upgraded>),
-    Declined(Response<ResponseBody>),
+    Declined(Box<Response<ResponseBody>>),
 }
 
 /// An upgrade (WebSocket and others): the client is told 101 only once the application said so.
@@ -84,7 +84,7 @@ pub async fn upgrade(
         Ok(Routed::To(decision)) => decision,
         Ok(Routed::Answer(response)) => {
             record.status = response.status();
-            return Ok(response.map(|body| body.with_record(record)));
+            return Ok((*response).map(|body| body.with_record(record)));
         }
         Err(refused) => {
             record.refused(refused.reason);
@@ -113,7 +113,7 @@ pub async fn upgrade(
         Ok(Answered::Declined(mut response)) => {
             decision.filter_response(&mut response);
             record.status = response.status();
-            Ok(response.map(|body| body.with_load(load).with_record(record)))
+            Ok((*response).map(|body| body.with_load(load).with_record(record)))
         }
         Ok(Answered::Tunnel(response, tunnel)) => {
             record.status = response.status();
@@ -174,17 +174,17 @@ async fn ask(
             let protocol = protocol.to_str().map_err(not_text)?;
             Ok(match worker.carrier.upgrade(&peer, request, protocol, limit).await? {
                 Upgraded::Switched(response, tunnel) => Answered::Tunnel(response, tunnel),
-                Upgraded::Declined(response) => Answered::Declined(response.map(ResponseBody::carrier)),
+                Upgraded::Declined(response) => {
+                    Answered::Declined(Box::new(response.map(ResponseBody::carrier)))
+                }
             })
         }
         None => Ok(match worker.plain.upgrade(endpoint.address, request, protocol, limit).await? {
             plain::Upgrade::Switched(response, io) => {
                 Answered::Plain(switched(response, protocol), TokioIo::new(io))
             }
-            plain::Upgrade::Declined(mut response) => {
-                // Only sidecars may say why they refused.
-                response.headers_mut().remove(reason::HEADER);
-                Answered::Declined(response.map(ResponseBody::plain))
+            plain::Upgrade::Declined(response) => {
+                Answered::Declined(Box::new(response.map(ResponseBody::plain)))
             }
         }),
     }

@@ -1,7 +1,7 @@
 //! HTTP as it must be where an application's connection meets the mesh.
 //!
 //! Inside the sidecar a request has one form whatever the client spoke: the authority is in the URI and there is
-//! no Host, nothing that concerns one connection alone is left, and there is one length or none. [`request`] and
+//! no Host, nothing that concerns one connection alone is left, and there is one length or none. [`request()`] and
 //! [`answer`] bring a message into that form or refuse it; [`to_http1`], [`to_http2`] and [`answer_to_http1`]
 //! write it for the other side. No sockets here.
 
@@ -10,7 +10,10 @@ use http::{
     uri::{Authority, PathAndQuery, Scheme},
 };
 
-use crate::reason::{self, Reason};
+use crate::{
+    carrier::upgrade::STATUS,
+    reason::{self, Reason},
+};
 
 /// Header fields of one message, beside the limit on their bytes.
 pub const MAX_FIELDS: usize = 256;
@@ -112,8 +115,7 @@ pub fn answer(parts: &mut response::Parts, method: &Method, limit: usize) -> Res
     if has_connection_fields {
         strip_connection_fields(&mut parts.headers);
     }
-    // The word is the mesh's alone.
-    parts.headers.remove(reason::HEADER);
+    remove_words(&mut parts.headers);
     // RFC 9110, 8.6: no length where there is no content to measure, but for HEAD and 304.
     if parts.status == StatusCode::NO_CONTENT || (*method == Method::CONNECT && parts.status.is_success()) {
         parts.headers.remove(header::CONTENT_LENGTH);
@@ -128,9 +130,15 @@ pub fn answer(parts: &mut response::Parts, method: &Method, limit: usize) -> Res
 pub fn switching(parts: &mut response::Parts, limit: usize) -> Result<(), Malformed> {
     within(&parts.headers, limit)?;
     strip_connection_fields(&mut parts.headers);
-    parts.headers.remove(reason::HEADER);
+    remove_words(&mut parts.headers);
     parts.headers.remove(header::CONTENT_LENGTH);
     Ok(())
+}
+
+/// These words are the mesh's alone.
+fn remove_words(headers: &mut HeaderMap) {
+    headers.remove(reason::HEADER);
+    headers.remove(STATUS);
 }
 
 /// Writes a request for an HTTP/1.1 server: origin-form, one Host, one Cookie, a length that the receiver can see.

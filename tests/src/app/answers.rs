@@ -64,9 +64,8 @@ fn echo(request: Request<Incoming>) -> Response<Body> {
     }
     let trailer = if is_grpc { ("grpc-status", "0") } else { ("x-echo", "done") };
     if request.version() < Version::HTTP_2 {
-        // Without this hyper sends no trailers over HTTP/1.
+        // Without these hyper sends no trailers over HTTP/1.
         headers.insert("trailer", HeaderValue::from_static(trailer.0));
-        // Nor any after a body of known length, which a request with Content-Length makes of its echo.
         headers.insert("transfer-encoding", HeaderValue::from_static("chunked"));
     }
     let mut trailers = HeaderMap::new();

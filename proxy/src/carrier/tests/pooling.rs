@@ -13,7 +13,7 @@ use tokio::{
 use super::super::{
     Pool, Sent, respond,
     server::{self, AcceptError},
-    testing::{Authority, SECOND, World, get, id, on_a_worker, shake_hands},
+    testing::{Authority, SECOND, World, get, id, metrics, on_a_worker, shake_hands},
 };
 use crate::{identity::Credentials, reason::Reason};
 
@@ -65,7 +65,7 @@ async fn a_peer_of_another_identity_or_authority_gets_no_byte() {
 
         world.peer.identity = id("reviews");
         let stranger = Authority::new().credentials("web");
-        let pool = Pool::with(move || Some(stranger.clone()), world.address.port());
+        let pool = Pool::with(move || Some(stranger.clone()), world.address.port(), metrics());
         let error = pool.send(&world.peer, get("/"), SECOND).await.unwrap_err();
         assert_eq!((error.reason, error.sent), (Reason::PeerIdentity, Sent::No));
     })
@@ -79,7 +79,7 @@ async fn a_caller_that_the_server_does_not_believe_learns_it_before_it_sends() {
         // It trusts the server, but the server does not trust its authority.
         let stranger = Authority::new().credentials("web");
         let credentials = Arc::new(Credentials { trust: world.authority.trust(), ..(*stranger).clone() });
-        let pool = Pool::with(move || Some(credentials.clone()), world.address.port());
+        let pool = Pool::with(move || Some(credentials.clone()), world.address.port(), metrics());
         let error = pool.send(&world.peer, get("/"), SECOND).await.unwrap_err();
         assert_eq!((error.reason, error.sent), (Reason::ConnectFailed, Sent::No));
     })
@@ -92,7 +92,7 @@ async fn a_new_certificate_is_for_new_connections_and_old_ones_live_on() {
         let world = world().await;
         let current = Rc::new(RefCell::new(world.authority.credentials("web")));
         let reads = Rc::clone(&current);
-        let pool = Pool::with(move || Some(reads.borrow().clone()), world.address.port());
+        let pool = Pool::with(move || Some(reads.borrow().clone()), world.address.port(), metrics());
         assert!(pool.send(&world.peer, get("/"), SECOND).await.is_ok());
         *current.borrow_mut() = Authority::new().credentials("web");
         assert!(pool.send(&world.peer, get("/"), SECOND).await.is_ok());
@@ -112,12 +112,12 @@ async fn failing_to_connect_says_how() {
             assert_eq!(error.sent, Sent::No);
             error.reason
         };
-        assert_eq!(send(Pool::with(|| None, world.address.port())).await, Reason::NotReady);
+        assert_eq!(send(Pool::with(|| None, world.address.port(), metrics())).await, Reason::NotReady);
 
         let credentials = world.authority.credentials("web");
         let closed = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let port = closed.local_addr().unwrap().port();
-        let silent = Pool::with(move || Some(credentials.clone()), port);
+        let silent = Pool::with(move || Some(credentials.clone()), port, metrics());
         assert_eq!(send(Rc::clone(&silent)).await, Reason::ConnectTimeout);
         drop(closed);
         assert_eq!(send(silent).await, Reason::ConnectFailed);
