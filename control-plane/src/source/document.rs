@@ -373,6 +373,8 @@ mod tests {
             (route("    - {name: a, port: 80}\n    filters: [{type: URLRewrite, urlRewrite: {hostname: 'a/b'}}]\n"), "11: spec.rules[0].filters[0].urlRewrite.hostname: \"a/b\" is not a host name"),
             (route("    - {name: a, port: 80}\n    filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplaceFullPath, replaceFullPath: '/a?b'}}}]\n"), "11: spec.rules[0].filters[0].urlRewrite.path.replaceFullPath: \"/a?b\" is not a path"),
             (route("    - {name: a, port: 80}\n    matches: [{path: {type: RegularExpression, value: '/(\\w{300}){300}'}}]\n"), "11: spec.rules[0].matches[0].path.value: \"/(\\\\w{300}){300}\" is not a regular expression: Compiled regex exceeds size limit"),
+            (route("    - {name: a, port: 80}\n    filters: [{type: RequestRedirect, requestRedirect: {port: 81}}]\n"), "11: spec.rules[0].filters[0].requestRedirect: answers by itself"),
+            (route("    - {name: a, port: 80}\n    filters:\n    - {type: URLRewrite, urlRewrite: {hostname: a}}\n    - {type: URLRewrite, urlRewrite: {hostname: b}}\n"), "11: spec.rules[0].filters[1].type: URLRewrite is there twice"),
             (route("    - {name: a, port: 80}\n    timeouts: {request: 1s, backendRequest: 2s}\n"), "11: spec.rules[0].timeouts.backendRequest: 2s is longer than timeouts.request, 1s"),
             ("kind: HTTPRoute\napiVersion: gateway.networking.k8s.io/v1\nmetadata: {name: x}\nspec: {rules: []}\n".to_owned(), "4: spec.rules: names nothing: give at least one rule"),
             ("kind: TCPRoute\napiVersion: gateway.networking.k8s.io/v1alpha2\nmetadata: {name: x}\nspec: {rules: [{backendRefs: []}]}\n".to_owned(), "4: spec.rules[0].backendRefs: names nothing"),

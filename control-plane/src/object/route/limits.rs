@@ -139,6 +139,11 @@ impl Limits {
         }
         let prefixes = rule.matches.iter().all(|m| m.path.as_ref().is_none_or(|p| p.kind == "PathPrefix"));
         self.filters(at, &rule.filters, prefixes);
+        let redirect = rule.filters.iter().position(|filter| filter.request_redirect.is_some());
+        if let Some(i) = redirect.filter(|_| !rule.backend_refs.is_empty()) {
+            let message = "answers by itself, so the rule cannot have backendRefs as well";
+            self.error(format!("{at}.filters[{i}].requestRedirect"), message);
+        }
         for (i, backend) in rule.backend_refs.iter().enumerate() {
             let at = format!("{at}.backendRefs[{i}]");
             self.within(format_args!("{at}.weight"), Some(backend.weight), 0..=1_000_000);
@@ -202,6 +207,16 @@ impl Limits {
     fn filters(&mut self, at: &str, filters: &[Filter], prefixes: bool) {
         for (i, filter) in filters.iter().enumerate() {
             let at = format!("{at}.filters[{i}]");
+            let kinds = || filters[..i].iter().map(|other| other.kind.as_str());
+            if filter.kind != "RequestMirror" && kinds().any(|other| other == filter.kind) {
+                self.error(format!("{at}.type"), format!("{} is there twice", filter.kind));
+            }
+            let both = ["RequestRedirect", "URLRewrite"];
+            if both.contains(&filter.kind.as_str())
+                && kinds().any(|other| both.contains(&other) && other != filter.kind)
+            {
+                self.error(format!("{at}.type"), "RequestRedirect and URLRewrite exclude each other");
+            }
             let missing = |name: &str| format!("type is {} but {name} is not given", filter.kind);
             match filter.kind.as_str() {
                 "RequestHeaderModifier" => match &filter.request_header_modifier {
