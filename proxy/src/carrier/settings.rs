@@ -43,6 +43,8 @@ pub const HANDLERS: usize = 1024;
 pub const CONNECTIONS_PER_PEER: usize = 16;
 /// Requests of one worker that may wait for a connection to one peer.
 pub const WAITING_PER_PEER: usize = 4096;
+/// How long a request may wait for a free stream of a peer that has all its connections, after the connect timeout.
+pub const STREAM_WAIT: Duration = Duration::from_secs(10);
 
 /// A connection that this sidecar opened takes no new streams after this time, give or take [`AGE_JITTER`].
 pub const AGE: Duration = Duration::from_secs(30 * 60);
