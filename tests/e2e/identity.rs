@@ -141,7 +141,8 @@ async fn an_endpoint_that_shows_another_identity_than_declared_gets_nothing() {
     assert_eq!(impostor.app().requests(), 0);
     let counted = shop.web.scrape().await.unwrap();
     assert!(
-        counted.sum("heddle_refused_total", &[("direction", "outbound"), ("reason", "PeerIdentity")]) >= 1.0,
+        counted.sum("heddle_peer_refused_total", &[("direction", "outbound"), ("reason", "WrongIdentity")])
+            >= 1.0,
         "{}",
         counted.text
     );

@@ -164,8 +164,14 @@ async fn serve(
         Refused::new(malformed.reason(), malformed.to_string())
     })?;
 
-    if parts.method == Method::CONNECT && version != Version::HTTP_2 {
-        return tunnel::connect(worker, &parts, on_upgrade).await;
+    if parts.method == Method::CONNECT {
+        return match &connection.target {
+            Target::Authority => tunnel::connect(worker, &parts, on_upgrade).await,
+            Target::Fixed(slot) => {
+                let sentence = format!("CONNECT to {}: a proxy's port must be declared as tcp", slot.name());
+                Err(Refused::new(Reason::BadRequest, sentence))
+            }
+        };
     }
     let slot = match &connection.target {
         Target::Fixed(slot) => Some(Arc::clone(slot)),
