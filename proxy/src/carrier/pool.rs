@@ -4,6 +4,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::{HashMap, VecDeque},
     net::IpAddr,
+    pin::pin,
     rc::Rc,
     sync::Arc,
     time::Duration,
@@ -27,7 +28,7 @@ use super::{
     keeper::keep_client,
     peer::{Peer, SendError},
     pump::{self, Pump},
-    settings::{AGE, AGE_JITTER, CONNECTIONS_PER_PEER, STREAM_WAIT, STREAMS, WAITING_PER_PEER},
+    settings::{AGE, AGE_JITTER, CONNECTIONS_PER_PEER, REST, STREAM_WAIT, STREAMS, WAITING_PER_PEER},
     tunnel::{self, Tunnel},
     upgrade::{self, Upgraded},
 };
@@ -182,10 +183,11 @@ impl Pool {
                 return Err(SendError::unsent(Reason::ConnectFailed, peer, what));
             }
         }
-        let (tell, mut told) = oneshot::channel();
+        let (tell, told) = oneshot::channel();
         home.waiting.borrow_mut().push_back(tell);
         self.dial_for_the_waiting(&home, peer, connect_timeout);
-        let outcome = match timeout(connect_timeout, &mut told).await {
+        let mut told = pin!(home.told(told));
+        let outcome = match timeout(connect_timeout, told.as_mut()).await {
             Ok(outcome) => Ok(outcome),
             // The peer is there and busy: that is for the caller's patience to bound, and no failure to connect.
             Err(_) if home.is_full() => timeout(STREAM_WAIT, told).await,
@@ -293,6 +295,20 @@ pub(super) struct PeerPool {
 }
 
 impl PeerPool {
+    /// Waits for a place; now and then looks for connections that have rested, since no stream's end tells of it.
+    async fn told(
+        &self,
+        mut told: oneshot::Receiver<Result<Slot, SendError>>,
+    ) -> Result<Result<Slot, SendError>, oneshot::error::RecvError> {
+        loop {
+            if let Ok(outcome) = timeout(REST, &mut told).await {
+                return outcome;
+            }
+            let connections = self.connections.borrow().clone();
+            connections.iter().for_each(|connection| self.offer(connection));
+        }
+    }
+
     /// Every connection that may be is there.
     fn is_full(&self) -> bool {
         self.connections.borrow().len() >= CONNECTIONS_PER_PEER
