@@ -1,6 +1,6 @@
 //! On a shared mesh connection nobody's trouble is another's, and memory stays within a written figure.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use h2::{RecvStream, SendStream, client::SendRequest};
@@ -132,6 +132,44 @@ async fn open_http2() -> Shop {
     }
     world.start_control_plane().await.unwrap();
     shop::fill(world, 1).await
+}
+
+/// Opens and cancels, ten at a time, on a new connection whenever it loses one; how many that were.
+async fn rapid_reset(shop: &Shop) -> u32 {
+    let mut sender = stubborn(shop).await;
+    let began = Instant::now();
+    let mut count = 0;
+    while began.elapsed() < Duration::from_secs(2) {
+        let mut asked = Vec::new();
+        while asked.len() < 10 {
+            sender = match sender.ready().await {
+                Ok(ready) => ready,
+                Err(_) => stubborn(shop).await,
+            };
+            asked.extend(sender.send_request(get("/sleep/1000"), true));
+        }
+        count += 10;
+        // Long enough for the sidecar to have sent them on.
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    count
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn applications_that_cancel_without_end_cost_their_neighbours_no_mesh_connection() {
+    let mut shop = open_http2().await;
+    let mut resetting = JoinSet::new();
+    let shared = std::sync::Arc::new(shop);
+    for _ in 0..4 {
+        let shop = shared.clone();
+        resetting.spawn(async move { rapid_reset(&shop).await });
+    }
+    others_are_served(&shared, 100).await;
+    let cancelled: u32 = resetting.join_all().await.into_iter().sum();
+    println!("{cancelled} cancelled");
+    others_are_served(&shared, 20).await;
+    shop = std::sync::Arc::into_inner(shared).unwrap();
+    memory_is_bounded(&mut shop);
 }
 
 /// A thousand requests on ten connections, all of them cancelled at once.

@@ -78,7 +78,9 @@ impl CarrierBody {
         self.state = State::Done;
         // While the request's own body runs the stream is not closed, and its place not free.
         if self.pump.as_ref().is_none_or(Pump::is_finished) {
-            self.slot = None;
+            if let Some(slot) = self.slot.take() {
+                slot.end();
+            }
         }
     }
 }

@@ -12,8 +12,12 @@ use h2::{
     client::{ResponseFuture, SendRequest},
 };
 use http::Request;
+use tokio::time::Instant;
 
-use super::{pool::PeerPool, settings::STREAMS};
+use super::{
+    pool::PeerPool,
+    settings::{CANCELS_BEFORE_REST, REST, STREAMS},
+};
 
 /// One connection. It lives as long as the pool or a stream holds it; the last to go makes `h2` send GOAWAY and close.
 pub(super) struct Connection {
@@ -22,6 +26,9 @@ pub(super) struct Connection {
     used: Cell<bool>,
     /// Takes no new streams any more.
     retired: Cell<bool>,
+    /// Streams cancelled since [`Self::counted_since`].
+    cancelled: Cell<u32>,
+    counted_since: Cell<Instant>,
     home: Weak<PeerPool>,
 }
 
@@ -40,12 +47,28 @@ impl Connection {
             open: Cell::new(0),
             used: Cell::new(true),
             retired: Cell::new(false),
+            cancelled: Cell::new(0),
+            counted_since: Cell::new(Instant::now()),
             home,
         })
     }
 
     pub(super) fn has_room(&self) -> bool {
-        !self.retired.get() && self.open.get() < STREAMS
+        !self.retired.get() && self.open.get() < STREAMS && !self.rests()
+    }
+
+    /// Whether so many streams were cancelled that the peer would soon take it for an attack, and end the connection
+    /// for everybody on it. An application that opens and cancels as fast as it can thus waits for itself.
+    fn rests(&self) -> bool {
+        self.cancelled.get() >= CANCELS_BEFORE_REST && self.counted_since.get().elapsed() < REST
+    }
+
+    fn count_cancel(&self) {
+        if self.counted_since.get().elapsed() >= REST {
+            self.counted_since.set(Instant::now());
+            self.cancelled.set(0);
+        }
+        self.cancelled.set(self.cancelled.get().saturating_add(1));
     }
 
     /// A place for one more stream, if there is one.
@@ -55,7 +78,7 @@ impl Connection {
         }
         self.open.set(self.open.get() + 1);
         self.used.set(true);
-        Some(Slot { connection: Rc::clone(self) })
+        Some(Slot { connection: Rc::clone(self), ended: false })
     }
 
     /// Whether it carried a stream since this was last asked.
@@ -76,9 +99,16 @@ impl Connection {
 /// A place on a connection, given back when dropped. Held for as long as its stream is open.
 pub(super) struct Slot {
     connection: Rc<Connection>,
+    /// Its stream ended by itself.
+    ended: bool,
 }
 
 impl Slot {
+    /// Gives the place back; the stream was not cancelled.
+    pub(super) fn end(mut self) {
+        self.ended = true;
+    }
+
     /// Opens the stream.
     pub(super) fn open(
         &self,
@@ -105,6 +135,9 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         self.connection.open.set(self.connection.open.get() - 1);
+        if !self.ended {
+            self.connection.count_cancel();
+        }
         if let Some(home) = self.connection.home.upgrade() {
             home.offer(&self.connection);
         }

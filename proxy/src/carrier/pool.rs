@@ -4,6 +4,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::{HashMap, VecDeque},
     net::IpAddr,
+    pin::pin,
     rc::Rc,
     sync::Arc,
     time::Duration,
@@ -27,7 +28,7 @@ use super::{
     keeper::keep_client,
     peer::{Peer, SendError},
     pump::{self, Pump},
-    settings::{AGE, AGE_JITTER, CONNECTIONS_PER_PEER, STREAMS, WAITING_PER_PEER},
+    settings::{AGE, AGE_JITTER, CONNECTIONS_PER_PEER, REST, STREAM_WAIT, STREAMS, WAITING_PER_PEER},
     tunnel::{self, Tunnel},
     upgrade::{self, Upgraded},
 };
@@ -80,7 +81,8 @@ impl Pool {
     /// end cancels the stream. The caller bounds the wait for the response.
     ///
     /// # Errors
-    /// What [`SendError`] says; `connect_timeout` bounds the wait for a connection with a free stream.
+    /// What [`SendError`] says; `connect_timeout` bounds the wait for a connection with a free stream, and
+    /// [`STREAM_WAIT`] what follows it when the peer has all the connections that it may have.
     pub async fn send<B>(
         self: &Rc<Self>,
         peer: &Peer,
@@ -184,11 +186,18 @@ impl Pool {
         let (tell, told) = oneshot::channel();
         home.waiting.borrow_mut().push_back(tell);
         self.dial_for_the_waiting(&home, peer, connect_timeout);
-        match timeout(connect_timeout, told).await {
+        let mut told = pin!(home.told(told));
+        let outcome = match timeout(connect_timeout, told.as_mut()).await {
+            Ok(outcome) => Ok(outcome),
+            // The peer is there and busy: that is for the caller's patience to bound, and no failure to connect.
+            Err(_) if home.is_full() => timeout(STREAM_WAIT, told).await,
+            Err(late) => Err(late),
+        };
+        match outcome {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => Err(SendError::unsent(Reason::ConnectFailed, peer, "the pool is gone")),
             Err(_) => {
-                let what = format!("no connection within {connect_timeout:?}");
+                let what = format!("no connection with a free stream within {connect_timeout:?}");
                 Err(SendError::unsent(Reason::ConnectTimeout, peer, what))
             }
         }
@@ -286,6 +295,25 @@ pub(super) struct PeerPool {
 }
 
 impl PeerPool {
+    /// Waits for a place; now and then looks for connections that have rested, since no stream's end tells of it.
+    async fn told(
+        &self,
+        mut told: oneshot::Receiver<Result<Slot, SendError>>,
+    ) -> Result<Result<Slot, SendError>, oneshot::error::RecvError> {
+        loop {
+            if let Ok(outcome) = timeout(REST, &mut told).await {
+                return outcome;
+            }
+            let connections = self.connections.borrow().clone();
+            connections.iter().for_each(|connection| self.offer(connection));
+        }
+    }
+
+    /// Every connection that may be is there.
+    fn is_full(&self) -> bool {
+        self.connections.borrow().len() >= CONNECTIONS_PER_PEER
+    }
+
     fn slot(&self) -> Option<Slot> {
         self.connections.borrow().iter().find_map(Connection::slot)
     }

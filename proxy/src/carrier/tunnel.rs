@@ -25,7 +25,7 @@ pub struct Tunnel {
     pub(super) received: RecvStream,
     /// Whether END_STREAM or a reset was sent.
     finished: bool,
-    _slot: Option<Slot>,
+    slot: Option<Slot>,
 }
 
 impl std::fmt::Debug for Tunnel {
@@ -36,7 +36,7 @@ impl std::fmt::Debug for Tunnel {
 
 impl Tunnel {
     pub(super) fn new(send: SendStream<Bytes>, received: RecvStream, slot: Option<Slot>) -> Self {
-        Self { send, received, finished: false, _slot: slot }
+        Self { send, received, finished: false, slot }
     }
 
     /// Answers an accepted CONNECT (`response`: a 200, or what [`upgrade::answer`](super::upgrade::answer) made).
@@ -114,6 +114,10 @@ impl Drop for Tunnel {
     fn drop(&mut self) {
         if !self.finished {
             self.send.send_reset(Code::CANCEL);
+        } else if let Some(slot) = self.slot.take()
+            && self.received.is_end_stream()
+        {
+            slot.end();
         }
     }
 }

@@ -29,9 +29,8 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 2 * MAX_STREAMS * STREAM_WINDOW;
 /// Bytes of one stream that wait for the other side to take them.
 const SEND_BUFFER: usize = 128 * 1024;
-/// Streams that a client may cancel before they were looked at: a deadline may cancel a thousand at once. How often
-/// it may do so is the [meter](crate::meter)'s to say.
-const PENDING_RESETS: usize = 2048;
+/// Streams that a client may cancel before they were looked at; all of them at once is no attack.
+const PENDING_RESETS: usize = 2 * MAX_STREAMS as usize;
 /// Streams that this side cancelled, and whose frames in flight are ignored for [`CANCELLED_REMEMBERED`].
 const CANCELLED: usize = 1024;
 const CANCELLED_REMEMBERED: Duration = Duration::from_secs(5);

@@ -8,13 +8,16 @@ use heddle_api::carrier::Form;
 use http::{Request, Response};
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
-use tokio::task::{JoinSet, yield_now};
+use tokio::{
+    task::{JoinSet, yield_now},
+    time::Instant,
+};
 use tokio_stream::StreamExt;
 
 use crate::{
     carrier::{
         respond,
-        settings::{CONNECTIONS_PER_PEER, STREAMS},
+        settings::{CONNECTIONS_PER_PEER, STREAM_WAIT, STREAMS},
         testing::{SECOND, World, get, on_a_worker},
         unless_reset,
     },
@@ -179,7 +182,11 @@ async fn more_streams_than_fit_go_to_another_connection_up_to_a_bound() {
         until(|| seen.waiting.get() == all).await;
         assert_eq!(world.accepted.get(), CONNECTIONS_PER_PEER);
 
+        tokio::time::pause();
+        let began = Instant::now();
         let refused = world.pool.send(&world.peer, get("/"), SECOND / 10).await.unwrap_err();
+        assert!(began.elapsed() >= STREAM_WAIT, "a busy peer is waited for");
+        tokio::time::resume();
         assert_eq!((refused.reason, refused.sent), (Reason::ConnectTimeout, Sent::No));
         // A place that comes free goes to who waits for it.
         let next = world.text("/");
