@@ -33,7 +33,7 @@ use crate::{
     config::AppProtocol,
     detect::{Protocol, Rewind, detect},
     metrics::{Direction, Flow},
-    plain::{PlainBody, PlainVersion, Upgrade, edge, refusal::refusal, settings},
+    plain::{PlainBody, PlainVersion, Upgrade, edge, refusal, settings},
     reason::Reason,
     relay::{Relayed, relay},
     worker::Worker,
@@ -259,7 +259,7 @@ async fn answer(door: Rc<Door>, target: Target, mut request: Request<Incoming>) 
     let version = request.version();
     let on_upgrade = hyper::upgrade::on(&mut request);
     let (mut parts, body) = request.into_parts();
-    let grpc = edge::is_grpc(&parts.headers);
+    let form = refusal::Form::of(&parts.method, &parts.headers);
     let read = edge::request(&mut parts, door.worker.settings.header_limit);
     let application = match &read {
         Ok(_) => application(&door, target, &parts),
@@ -281,7 +281,7 @@ async fn answer(door: Rc<Door>, target: Target, mut request: Request<Incoming>) 
         }
         Err(refused) => {
             record.refused(refused.reason, true);
-            InboundBody::own(refusal(refused.reason, &refused.sentence, grpc))
+            InboundBody::own(refusal::refusal(refused.reason, &refused.sentence, form))
         }
     };
     if version == Version::HTTP_2 {

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     metrics::Direction,
-    plain::{edge, settings},
+    plain::{edge, refusal::Form, settings},
     reason::Reason,
     store::{Lookup, Slot},
     worker::Worker,
@@ -100,13 +100,13 @@ async fn answer(connection: &Rc<Connection>, request: Request<Incoming>) -> Resp
     let worker = &connection.worker;
     let started = Instant::now();
     let version = request.version();
-    let grpc = edge::is_grpc(request.headers());
+    let form = Form::of(request.method(), request.headers());
     let mut response = match serve(connection, request, started).await {
         Ok(response) => response,
         Err(refused) => {
             worker.metrics.refused(Direction::Outbound, refused.reason);
             tracing::debug!(reason = %refused.reason, sentence = %refused.sentence, "refused");
-            refuse(refused.reason, &refused.sentence, grpc)
+            refuse(refused.reason, &refused.sentence, form)
         }
     };
     if version != Version::HTTP_2 {
@@ -159,8 +159,17 @@ async fn serve(
         Refused::new(malformed.reason(), malformed.to_string())
     })?;
 
-    if parts.method == Method::CONNECT && version != Version::HTTP_2 {
-        return tunnel::connect(worker, &parts, on_upgrade).await;
+    if parts.method == Method::CONNECT {
+        // Where the destination is known already, CONNECT would lead past it.
+        return match &connection.target {
+            Target::Authority if version != Version::HTTP_2 => {
+                tunnel::connect(worker, &parts, on_upgrade).await
+            }
+            Target::Authority | Target::Fixed(_) => Err(Refused::new(
+                Reason::NotOnThisConnection,
+                "CONNECT is for HTTP/1.1 connections to the sidecar itself",
+            )),
+        };
     }
     let slot = match &connection.target {
         Target::Fixed(slot) => Some(Arc::clone(slot)),

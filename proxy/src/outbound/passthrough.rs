@@ -14,12 +14,11 @@ use super::{
     refuse,
     send::speaks_http2,
     target::{self, Name},
-    tunnel::{handed_over, switched},
+    tunnel::{handed_over, passed, switched},
 };
 use crate::{
     carrier::{SendError, copy::Socket},
     config::{AppProtocol, Policy},
-    metrics::{Direction, Flow},
     plain::{PlainVersion, Upgrade, dial, edge},
     reason::Reason,
     relay::relay,
@@ -49,9 +48,8 @@ pub async fn bytes<T: Socket>(worker: &Rc<Worker>, io: T, name: &str) {
     match connect(worker, name).await {
         Ok(upstream) => {
             let idle = Policy::default().idle_timeout;
-            let passed = relay(io, upstream, bytes::Bytes::new(), idle).await;
-            worker.metrics.tcp_bytes(Direction::Outbound, Flow::ToServer, passed.forth);
-            worker.metrics.tcp_bytes(Direction::Outbound, Flow::ToClient, passed.back);
+            let relayed = relay(io, upstream, bytes::Bytes::new(), idle).await;
+            passed(worker, relayed.forth, relayed.back);
         }
         Err(refused) => refuse(worker, io, refused.reason, &refused.sentence),
     }
@@ -74,7 +72,7 @@ pub async fn http(
     let answered = send(&exchange, parts, body, upgrade, on_upgrade, &mut record).await;
     match answered {
         Ok(response) => {
-            record.status = response.status();
+            record.status = Some(response.status());
             // What follows a 101 is no longer this request.
             if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                 return Ok(response);
