@@ -73,11 +73,14 @@ impl<T: AsyncRead + Unpin> Detector<T> {
     pub async fn protocol(&mut self, silence: Option<Duration>) -> io::Result<Protocol> {
         let Self { io, seen } = self;
         let mut deadline = silence.map(|limit| Instant::now() + limit);
+        // From the first byte on, not from each: who sends a byte a second would never be through.
+        let mut begun = false;
         loop {
             if let Some(protocol) = judge(seen) {
                 return Ok(protocol);
             }
-            if !seen.is_empty() {
+            if !seen.is_empty() && !begun {
+                begun = true;
                 deadline = Some(Instant::now() + PATIENCE);
             }
             let read = match deadline {

@@ -15,6 +15,7 @@ pub mod identity;
 pub mod inbound;
 pub mod listen;
 pub mod log;
+pub mod meter;
 pub mod metrics;
 pub mod outbound;
 pub mod path;

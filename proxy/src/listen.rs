@@ -104,9 +104,11 @@ pub fn bind_one(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// Accepts on one socket for ever.
 ///
-/// A worker whose queue is full is passed over; when all are, accepting waits: the kernel's backlog is the bound.
+/// Where the queue of the worker with the fewest connections is full, accepting waits: the kernel's backlog is the
+/// bound.
 pub async fn accept(bound: Bound, workers: Vec<Handoff>) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(bound.socket)?;
+    let mut exhausted = false;
     loop {
         let (io, peer) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -114,12 +116,15 @@ pub async fn accept(bound: Bound, workers: Vec<Handoff>) -> io::Result<()> {
                 // ECONNABORTED and the like concern one connection; the rest is exhaustion, which passes.
                 if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset)
                 {
-                    tracing::warn!(port = ?bound.port, %error, "accepting pauses");
+                    if !std::mem::replace(&mut exhausted, true) {
+                        tracing::warn!(port = ?bound.port, %error, "accepting is slowed until this passes");
+                    }
                     tokio::time::sleep(EXHAUSTED_PAUSE).await;
                 }
                 continue;
             }
         };
+        exhausted = false;
         // Without it small writes wait for acknowledgements; a failure means that the connection is gone.
         let Ok(io) = io.set_nodelay(true).and_then(|()| io.into_std()) else { continue };
         hand_over(&workers, bound.port.clone(), io, peer).await;

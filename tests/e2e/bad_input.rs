@@ -84,8 +84,7 @@ async fn each_mistake_is_named_and_the_rest_goes_on() {
 #[tokio::test]
 async fn a_file_that_turns_bad_keeps_its_last_good_state() {
     let mut shop = shop::open(2).await;
-    shop.split(&[100, 0]);
-    shop.web.answers(HOST, "/", |answer| answer.answered_by() == "v1").await;
+    shop.split_in_force(&[100, 0]).await;
     let route =
         manifest::split_route("shop/split", "reviews", 9080, &[("reviews-v1", -5), ("reviews-v2", 100)]);
     is_named(&mut shop, "route.yaml", &route, &["weight"]).await;
@@ -93,8 +92,7 @@ async fn a_file_that_turns_bad_keeps_its_last_good_state() {
     for _ in 0..30 {
         assert_eq!(client.get(HOST, "/").await.unwrap().answered_by(), "v1", "the last good weights hold");
     }
-    shop.split(&[0, 100]);
-    shop.web.answers(HOST, "/", |answer| answer.answered_by() == "v2").await;
+    shop.split_in_force(&[0, 100]).await;
     eventually("the diagnostic is gone", || async {
         let page = shop.world.diagnostics().await?;
         anyhow::ensure!(!page.contains("route.yaml"), "{page}");

@@ -29,8 +29,7 @@ async fn a_sidecar_that_starts_first_waits_says_so_and_serves_when_the_control_p
 #[tokio::test]
 async fn traffic_goes_on_without_the_control_plane_and_only_differences_travel_when_it_is_back() {
     let mut shop = shop::open(2).await;
-    shop.split(&[100, 0]);
-    shop.web.answers(HOST, "/", |answer| answer.answered_by() == "v1").await;
+    shop.split_in_force(&[100, 0]).await;
     let mut client = shop.web.http1().await.unwrap();
     client.get(HOST, "/").await.unwrap();
 
@@ -62,8 +61,7 @@ async fn traffic_goes_on_without_the_control_plane_and_only_differences_travel_w
     assert!(updates(&before) > 0.0, "{}", before.text);
     assert_eq!(updates(&before), updates(&after), "nothing changed, and something was sent again");
 
-    shop.split(&[0, 100]);
-    shop.web.answers(HOST, "/", |answer| answer.answered_by() == "v2").await;
+    shop.split_in_force(&[0, 100]).await;
     assert!(!client.is_closed());
     assert_eq!(client.get(HOST, "/").await.unwrap().answered_by(), "v2");
 }

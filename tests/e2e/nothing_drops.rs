@@ -182,14 +182,12 @@ impl LongSocket {
 #[tokio::test]
 async fn a_removed_endpoint_finishes_its_requests() {
     let shop = shop::open(2).await;
-    shop.split(&[100, 0]);
-    shop.web.answers(HOST, "/", |answer| answer.answered_by() == "v1").await;
+    shop.split_in_force(&[100, 0]).await;
     let mut client = shop.web.http1().await.unwrap();
     let slow = tokio::spawn(async move { client.get(HOST, "/sleep/2500").await });
     tokio::time::sleep(Duration::from_millis(300)).await;
     shop.world.remove(&shop.reviews[0].manifest.file()).unwrap();
-    shop.split(&[0, 100]);
-    shop.web.answers(HOST, "/", |answer| answer.answered_by() == "v2").await;
+    shop.split_in_force(&[0, 100]).await;
     let answer = slow.await.unwrap().unwrap();
     assert_eq!((answer.status, answer.answered_by()), (200, "v1"));
 }

@@ -45,10 +45,22 @@ pub(crate) async fn fill(mut world: World, versions: usize) -> Shop {
 impl Shop {
     /// Saves the route that splits `reviews` by these weights over v1, v2, …
     pub(crate) fn split(&self, weights: &[i32]) {
-        let names: Vec<_> = (1..=weights.len()).map(|n| format!("reviews-v{n}")).collect();
-        let shares: Vec<_> = names.iter().map(String::as_str).zip(weights.iter().copied()).collect();
-        let yaml = manifest::split_route("shop/split", "reviews", 9080, &shares);
-        self.world.save("route.yaml", &yaml).unwrap();
+        let backends: String = (1..)
+            .zip(weights)
+            .map(|(n, weight)| format!("    - {{name: reviews-v{n}, port: 9080, weight: {weight}}}\n"))
+            .collect();
+        // Answers say which weights they obeyed.
+        let filter = format!("{{set: [{{name: x-split, value: \"{}\"}}]}}", label(weights));
+        let rules = format!(
+            "  - filters: [{{type: ResponseHeaderModifier, responseHeaderModifier: {filter}}}]\n    backendRefs:\n{backends}"
+        );
+        self.world.save("route.yaml", &manifest::http_route("shop/split", "reviews", 9080, &rules)).unwrap();
+    }
+
+    /// Saves these weights and waits until they hold.
+    pub(crate) async fn split_in_force(&self, weights: &[i32]) {
+        self.split(weights);
+        self.web.answers(HOST, "/", |answer| answer.header("x-split") == label(weights)).await;
     }
 
     /// Saves a TrafficPolicy for `reviews` with these fields, YAML indented by two spaces.
@@ -65,4 +77,8 @@ impl Shop {
         let yaml = manifest::policy("AccessPolicy", &format!("shop/{name}"), &spec);
         self.world.save(&format!("{name}.yaml"), &yaml).unwrap();
     }
+}
+
+fn label(weights: &[i32]) -> String {
+    weights.iter().map(i32::to_string).collect::<Vec<_>>().join("-")
 }

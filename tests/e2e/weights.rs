@@ -15,8 +15,7 @@ async fn ninety_to_ten_over_ten_thousand_requests_lands_within_a_point() {
     const REQUESTS: usize = 10_000;
     const LANES: usize = 25;
     let shop = shop::open(2).await;
-    shop.split(&[90, 10]);
-    shop.web.answers(HOST, "/", |answer| answer.answered_by() == "v2").await;
+    shop.split_in_force(&[90, 10]).await;
 
     let client = shop.web.http2().await.unwrap();
     let mut lanes = JoinSet::new();
@@ -47,7 +46,7 @@ async fn ninety_to_ten_over_ten_thousand_requests_lands_within_a_point() {
 #[tokio::test]
 async fn a_saved_weight_holds_from_the_next_request_on_an_open_connection() {
     let shop = shop::open(2).await;
-    shop.split(&[100, 0]);
+    shop.split_in_force(&[100, 0]).await;
     let mut http1 = shop.web.http1().await.unwrap();
     let mut http2 = shop.web.http2().await.unwrap();
     for client in [&mut http1, &mut http2] {

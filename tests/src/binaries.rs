@@ -71,7 +71,8 @@ fn build(directory: &Path) -> anyhow::Result<()> {
     }
 
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--quiet", "-p", CONTROL_PLANE, "-p", PROXY, "--bins"]);
+    // The whole workspace's, not the two packages alone: with these features everything was built already.
+    cargo.args(["build", "--quiet", "--workspace", "--bins"]);
     cargo.arg("--target-dir").arg(target);
     match directory.file_name().and_then(|name| name.to_str()) {
         Some("debug") | None => {}

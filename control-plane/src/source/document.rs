@@ -267,7 +267,7 @@ fn located(line: u32, error: &serde_norway::Error) -> (u32, FieldError) {
     (at, field_error(&shifted))
 }
 
-/// Takes "spec.rules[0].weight: invalid type" apart.
+/// Takes `spec.rules[0].weight: invalid type` apart.
 fn field_error(message: &str) -> FieldError {
     let path = |c: char| c.is_ascii_alphanumeric() || "._[]-/".contains(c);
     match message.split_once(": ") {

@@ -16,12 +16,12 @@ use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
-    meter::{Metered, Side},
     peer::{Peer, SendError},
     settings,
 };
 use crate::{
     identity::{Credentials, verify},
+    meter::{Metered, Side},
     metrics::{Direction, PeerRefusal, WorkerMetrics},
     reason::Reason,
 };

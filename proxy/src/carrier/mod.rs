@@ -6,14 +6,13 @@
 //! its ends in the certificates, so no header says either. It knows nothing of routes, policies or retries.
 //!
 //! A stream must not hurt its neighbours: [`settings`] holds the windows and limits that see to it, with the sum of
-//! the memory they allow, and [`meter`] the limits by rate that `h2` does not have.
+//! the memory they allow, and [`meter`](crate::meter) the limits by rate that `h2` does not have.
 
 mod body;
 mod connection;
 pub mod copy;
 mod dial;
 mod keeper;
-pub mod meter;
 mod peer;
 mod pool;
 mod pump;

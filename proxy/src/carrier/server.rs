@@ -24,12 +24,14 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::{
     keeper::{AbortOnDrop, Signal, keep_server},
-    meter::{Metered, Side},
     settings::{HANDLERS, HANDSHAKE, tls_buffer},
 };
-use crate::identity::{
-    Credentials,
-    verify::{self, PeerError},
+use crate::{
+    identity::{
+        Credentials,
+        verify::{self, PeerError},
+    },
+    meter::{Metered, Side},
 };
 
 /// Why an accepted connection was closed before its first request.

@@ -4,6 +4,7 @@
 //! only, and the authority names the port: one of the pod's own Services' (explicit mode).
 
 use std::{
+    cell::Cell,
     convert::Infallible,
     io,
     net::{IpAddr, SocketAddr},
@@ -32,8 +33,9 @@ use super::{
 use crate::{
     config::AppProtocol,
     detect::{Protocol, Rewind, detect},
+    meter::{Metered, Side},
     metrics::{Direction, Flow},
-    plain::{PlainBody, PlainVersion, Upgrade, edge, refusal, settings},
+    plain::{self, PlainBody, PlainVersion, Upgrade, edge, refusal, settings},
     reason::Reason,
     relay::{Relayed, relay},
     worker::Worker,
@@ -41,8 +43,12 @@ use crate::{
 
 /// A client that may not use the port in bytes may still be about to speak HTTP, and gets this long to begin.
 const FIRST_BYTE: Duration = Duration::from_secs(10);
-/// A client that has a connection and says nothing, or never ends a request's head, loses it after this long.
+/// A client that has a connection and asks for nothing loses it after this long; on HTTP/2, within twice of it.
 const IDLE: Duration = Duration::from_secs(60 * 60);
+/// An HTTP/2 client that is silent for so long is asked whether it is there …
+const PING_EVERY: Duration = Duration::from_secs(60);
+/// … and answers within this time, or is gone.
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long hyper may take to hand over a connection whose 101 is written.
 const HANDOVER: Duration = Duration::from_secs(10);
 /// The port of an authority without one.
@@ -76,18 +82,23 @@ async fn redirected(door: &Rc<Door>, io: TcpStream, original: SocketAddr) -> io:
         Ok(application) => application,
         Err(refused) => return turn_away(door, &io, None, &refused),
     };
-    let silence = match declared(door, application.port()) {
-        Err(refused) => return turn_away(door, &io, Some(application), &refused),
-        Ok(AppProtocol::Opaque) => {
-            return pass_bytes(door, Rewind::new(Bytes::new(), io), application).await;
+    match declared(door, application.port()) {
+        Err(refused) => turn_away(door, &io, Some(application), &refused),
+        Ok(AppProtocol::Opaque) => pass_bytes(door, Rewind::new(Bytes::new(), io), application).await,
+        // HTTP for certain: the bytes tell the version, and are waited for. hyper answers what is no HTTP.
+        Ok(AppProtocol::Http | AppProtocol::Http1 | AppProtocol::Http2) => {
+            match detect(io, Some(IDLE)).await? {
+                (Protocol::Silent, _) => Ok(()),
+                (Protocol::Http2, io) => serve_http2(door, io, Target::Application(application)).await,
+                (Protocol::Http1 | Protocol::Tls | Protocol::Opaque, io) => {
+                    serve_http1(door, io, Target::Application(application)).await
+                }
+            }
         }
-        // HTTP for certain: the bytes tell the version, and are waited for.
-        Ok(AppProtocol::Http | AppProtocol::Http1 | AppProtocol::Http2) => IDLE,
-        Ok(AppProtocol::Detect) => door.worker.settings.detect_timeout,
-    };
-    match detect(io, Some(silence)).await? {
-        (Protocol::Silent, io) => silent(door, io.into_parts().1, application).await,
-        (protocol, io) => detected(door, io, protocol, application).await,
+        Ok(AppProtocol::Detect) => match detect(io, Some(door.worker.settings.detect_timeout)).await? {
+            (Protocol::Silent, io) => silent(door, io.into_parts().1, application).await,
+            (protocol, io) => detected(door, io, protocol, application).await,
+        },
     }
 }
 
@@ -210,9 +221,8 @@ async fn serve_http1(door: &Rc<Door>, io: Rewind<TcpStream>, target: Target) -> 
         let door = Rc::clone(&door_of_requests);
         async move { Ok::<_, Infallible>(answer(door, target, request).await) }
     });
-    let mut http1 = settings::http1_server();
-    http1.timer(TokioTimer::new()).header_read_timeout(IDLE);
-    let serving = http1.serve_connection(TokioIo::new(io), service).with_upgrades();
+    let (http1, io) = settings::http1_server(io, Some(IDLE));
+    let serving = http1.serve_connection(io, service).with_upgrades();
     let mut serving = std::pin::pin!(serving);
     let ended = tokio::select! {
         ended = serving.as_mut() => ended,
@@ -227,14 +237,33 @@ async fn serve_http1(door: &Rc<Door>, io: Rewind<TcpStream>, target: Target) -> 
 async fn serve_http2(door: &Rc<Door>, io: Rewind<TcpStream>, target: Target) -> io::Result<()> {
     let leaving = leaving(&door.worker);
     let door_of_requests = Rc::clone(door);
+    let asked = Rc::new(Cell::new(false));
+    let asks = Rc::clone(&asked);
     let service = service_fn(move |request| {
         let door = Rc::clone(&door_of_requests);
+        asks.set(true);
         async move { Ok::<_, Infallible>(answer(door, target, request).await) }
     });
-    let mut serving = std::pin::pin!(settings::http2_server().serve_connection(TokioIo::new(io), service));
+    let idle = async move {
+        loop {
+            tokio::time::sleep(IDLE).await;
+            if !asked.take() {
+                return;
+            }
+        }
+    };
+    let mut http2 = settings::http2_server();
+    http2.timer(TokioTimer::new()).keep_alive_interval(PING_EVERY).keep_alive_timeout(PING_TIMEOUT);
+    let io = TokioIo::new(Metered::new(io, Side::Server));
+    let mut serving = std::pin::pin!(http2.serve_connection(io, service));
     let ended = tokio::select! {
         ended = serving.as_mut() => ended,
+        // Either way what is being answered is answered.
         () = leaving => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+        () = idle => {
             serving.as_mut().graceful_shutdown();
             serving.await
         }
@@ -244,13 +273,7 @@ async fn serve_http2(door: &Rc<Door>, io: Rewind<TcpStream>, target: Target) -> 
 
 /// What hyper itself refused to read is counted like what we refuse.
 fn unreadable(door: &Door, error: hyper::Error) -> io::Error {
-    let metrics = &door.worker.metrics;
-    if error.is_parse_too_large() {
-        metrics.header_limit(Direction::Inbound);
-        metrics.refused(Direction::Inbound, Reason::HeadersTooLarge);
-    } else if error.is_parse() {
-        metrics.refused(Direction::Inbound, Reason::BadRequest);
-    }
+    plain::count_unreadable(&door.worker.metrics, Direction::Inbound, &error);
     io::Error::other(error)
 }
 

@@ -22,8 +22,9 @@ use super::{
     tunnel,
 };
 use crate::{
+    meter::{Metered, Side},
     metrics::Direction,
-    plain::{edge, refusal::Form, settings},
+    plain::{self, edge, refusal::Form, settings},
     reason::Reason,
     store::{Lookup, Slot},
     worker::Worker,
@@ -52,12 +53,16 @@ where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let mut drain = worker.drain.clone();
+    let metrics = Arc::clone(&worker.metrics);
     let connection = Rc::new(Connection { worker, target, last: Cell::new(None) });
     let service = service_fn(move |request| {
         let connection = Rc::clone(&connection);
         async move { Ok::<_, Infallible>(answer(&connection, request).await) }
     });
-    let serving = settings::http1_server().serve_connection(TokioIo::new(io), service).with_upgrades();
+    // As long as an application likes to keep it.
+    let idle = None;
+    let (http1, io) = settings::http1_server(io, idle);
+    let serving = http1.serve_connection(io, service).with_upgrades();
     let mut serving = std::pin::pin!(serving);
     let ended = tokio::select! {
         ended = serving.as_mut() => ended,
@@ -67,6 +72,7 @@ where
         }
     };
     if let Err(error) = ended {
+        plain::count_unreadable(&metrics, Direction::Outbound, &error);
         tracing::debug!(%error, "an application's HTTP/1 connection ended");
     }
 }
@@ -77,12 +83,14 @@ where
     T: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let mut drain = worker.drain.clone();
+    let metrics = Arc::clone(&worker.metrics);
     let connection = Rc::new(Connection { worker, target, last: Cell::new(None) });
     let service = service_fn(move |request| {
         let connection = Rc::clone(&connection);
         async move { Ok::<_, Infallible>(answer(&connection, request).await) }
     });
-    let mut serving = std::pin::pin!(settings::http2_server().serve_connection(TokioIo::new(io), service));
+    let io = TokioIo::new(Metered::new(io, Side::Server));
+    let mut serving = std::pin::pin!(settings::http2_server().serve_connection(io, service));
     let ended = tokio::select! {
         ended = serving.as_mut() => ended,
         () = drain.started() => {
@@ -91,6 +99,7 @@ where
         }
     };
     if let Err(error) = ended {
+        plain::count_unreadable(&metrics, Direction::Outbound, &error);
         tracing::debug!(%error, "an application's HTTP/2 connection ended");
     }
 }
@@ -162,13 +171,11 @@ async fn serve(
     if parts.method == Method::CONNECT {
         // Where the destination is known already, CONNECT would lead past it.
         return match &connection.target {
-            Target::Authority if version != Version::HTTP_2 => {
-                tunnel::connect(worker, &parts, on_upgrade).await
+            Target::Authority => tunnel::connect(worker, &parts, on_upgrade).await,
+            Target::Fixed(slot) => {
+                let sentence = format!("CONNECT to {}: a proxy's port must be declared as tcp", slot.name());
+                Err(Refused::new(Reason::BadRequest, sentence))
             }
-            Target::Authority | Target::Fixed(_) => Err(Refused::new(
-                Reason::NotOnThisConnection,
-                "CONNECT is for HTTP/1.1 connections to the sidecar itself",
-            )),
         };
     }
     let slot = match &connection.target {

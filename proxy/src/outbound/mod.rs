@@ -22,7 +22,7 @@ mod tunnel;
 pub use mirror::InFlight as Mirrors;
 pub use series::SeriesCache;
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc};
+use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use tokio::net::TcpStream;
 
@@ -37,6 +37,9 @@ use crate::{
     store::{Lookup, Slot},
     worker::Worker,
 };
+
+/// How long a pool that connects ahead may keep a connection for which it has no use yet.
+const SILENCE: Duration = Duration::from_secs(3600);
 
 /// Serves one connection to 15001.
 pub async fn serve(worker: Rc<Worker>, io: TcpStream, peer: SocketAddr) {
@@ -69,14 +72,14 @@ pub async fn serve_forward(worker: Rc<Worker>, io: TcpStream, peer: SocketAddr, 
 
 /// Explicit mode: only HTTP can say where it wants to go.
 async fn explicit(worker: Rc<Worker>, io: TcpStream) {
-    match detect(io, None).await {
-        Ok((Protocol::Http1, io)) => http::serve_http1(worker, io, Target::Authority).await,
-        Ok((Protocol::Http2, io)) => http::serve_http2(worker, io, Target::Authority).await,
-        Ok((protocol, io)) => {
+    match first_bytes(&worker, io, None).await {
+        Some((Protocol::Http1, io)) => http::serve_http1(worker, io, Target::Authority).await,
+        Some((Protocol::Http2, io)) => http::serve_http2(worker, io, Target::Authority).await,
+        Some((protocol, io)) => {
             let what = format!("{protocol:?} bytes in explicit mode name no destination");
             refuse(&worker, io.into_parts().1, Reason::NoDestination, &what);
         }
-        Err(error) => tracing::debug!(%error, "a connection ended before it said anything"),
+        None => {}
     }
 }
 
@@ -101,9 +104,30 @@ async fn to_slot<T: Socket + Send + 'static>(worker: Rc<Worker>, io: T, slot: Ar
         AppProtocol::Http | AppProtocol::Http1 | AppProtocol::Http2 => None,
         AppProtocol::Detect => Some(worker.settings.detect_timeout),
     };
-    match detect(io, protocol).await {
-        Ok((found, io)) => as_detected(worker, io, found, slot, &destination).await,
-        Err(error) => tracing::debug!(%error, "a connection ended before it said anything"),
+    if let Some((found, io)) = first_bytes(&worker, io, protocol).await {
+        as_detected(worker, io, found, slot, &destination).await;
+    }
+}
+
+/// What a connection speaks. None: it ended without a word, the sidecar is leaving and has no reason to wait for
+/// its first, or it was silent for [`SILENCE`] where only the client can begin.
+async fn first_bytes<T: Socket>(
+    worker: &Worker,
+    io: T,
+    silence: Option<Duration>,
+) -> Option<(Protocol, Rewind<T>)> {
+    let mut drain = worker.drain.clone();
+    let found = tokio::select! {
+        found = detect(io, Some(silence.unwrap_or(SILENCE))) => found,
+        () = drain.started() => return None,
+    };
+    match found {
+        Ok((Protocol::Silent, _)) if silence.is_none() => None,
+        Ok(found) => Some(found),
+        Err(error) => {
+            tracing::debug!(%error, "a connection ended before it said anything");
+            None
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! HTTP as it must be where an application's connection meets the mesh.
 //!
 //! Inside the sidecar a request has one form whatever the client spoke: the authority is in the URI and there is
-//! no Host, nothing that concerns one connection alone is left, and there is one length or none. [`request`] and
+//! no Host, nothing that concerns one connection alone is left, and there is one length or none. [`request()`] and
 //! [`answer`] bring a message into that form or refuse it; [`to_http1`], [`to_http2`] and [`answer_to_http1`]
 //! write it for the other side. No sockets here.
 
@@ -135,8 +135,8 @@ pub fn switching(parts: &mut response::Parts, limit: usize) -> Result<(), Malfor
     Ok(())
 }
 
-/// These words are the mesh's alone.
-fn remove_words(headers: &mut HeaderMap) {
+/// These words are the mesh's alone, in headers and in trailers.
+pub(super) fn remove_words(headers: &mut HeaderMap) {
     headers.remove(reason::HEADER);
     headers.remove(STATUS);
 }

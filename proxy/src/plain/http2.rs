@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     carrier::{SendError, Sent},
+    meter::{Metered, Side},
     reason::Reason,
 };
 
@@ -99,7 +100,8 @@ impl Http2Pool {
             return Ok(stream);
         }
         let io = dial::connect(address, deadline.saturating_duration_since(Instant::now())).await?;
-        let handshake = settings::http2_client().handshake(TokioIo::new(io));
+        let io = TokioIo::new(Metered::new(io, Side::Client));
+        let handshake = settings::http2_client().handshake(io);
         let (sender, connection) = match timeout_at(deadline, handshake).await {
             Ok(Ok(pair)) => pair,
             Ok(Err(error)) => {
@@ -168,7 +170,7 @@ impl Shared {
 /// Runs a connection to its end, with an eye on how many streams the server allows.
 async fn drive(
     address: SocketAddr,
-    mut connection: Connection<TokioIo<TcpStream>, SendBody, LocalExecutor>,
+    mut connection: Connection<TokioIo<Metered<TcpStream>>, SendBody, LocalExecutor>,
     load: Rc<Load>,
 ) {
     let end = poll_fn(|cx| {

@@ -3,9 +3,16 @@
 //! The libraries' own limits lie above the ones that [`super::edge`] checks, so that it is Heddle that answers
 //! and counts, with the same figure on HTTP/1 and HTTP/2.
 
-use hyper::{client, rt::Executor, server};
+use std::time::Duration;
 
-use super::edge::MAX_FIELDS;
+use hyper::{client, rt::Executor, server};
+use hyper_util::rt::TokioIo;
+
+use super::{
+    edge::MAX_FIELDS,
+    head::{self, Listened},
+};
+use crate::meter::HEAD;
 
 /// Streams on one HTTP/2 connection, whichever side opens them.
 pub const MAX_STREAMS: u32 = 100;
@@ -20,8 +27,14 @@ const HTTP2_HEADER_LIST: u32 = 192 * 1024;
 const STREAM_WINDOW: u32 = 256 * 1024;
 /// Above what all streams together may hold, so that a stalled stream takes nothing from its neighbours.
 const CONNECTION_WINDOW: u32 = 2 * MAX_STREAMS * STREAM_WINDOW;
-/// Streams that a client may cancel before they were looked at; all of them at once is no attack.
-const PENDING_RESETS: usize = 2 * MAX_STREAMS as usize;
+/// Bytes of one stream that wait for the other side to take them.
+const SEND_BUFFER: usize = 128 * 1024;
+/// Streams that a client may cancel before they were looked at: a deadline may cancel a thousand at once. How often
+/// it may do so is the [meter](crate::meter)'s to say.
+const PENDING_RESETS: usize = 2048;
+/// Streams that this side cancelled, and whose frames in flight are ignored for [`CANCELLED_REMEMBERED`].
+const CANCELLED: usize = 1024;
+const CANCELLED_REMEMBERED: Duration = Duration::from_secs(5);
 
 /// Spawns onto the worker's own thread.
 #[derive(Clone, Copy, Debug)]
@@ -33,20 +46,20 @@ impl<F: Future<Output: 'static> + 'static> Executor<F> for LocalExecutor {
     }
 }
 
-/// Serves an application that speaks HTTP/1.
+/// Serves HTTP/1 on `io`. A request's head must end within [`HEAD`] of its first byte; between requests the connection
+/// may be silent for `idle`, or for ever.
 #[must_use]
-pub fn http1_server() -> server::conn::http1::Builder {
+pub fn http1_server<T>(
+    io: T,
+    idle: Option<Duration>,
+) -> (server::conn::http1::Builder, TokioIo<Listened<T>>) {
+    let (timer, io) = head::listen(io, idle);
     let mut builder = server::conn::http1::Builder::new();
-    builder
-        .max_headers(HTTP1_FIELDS)
-        .max_buf_size(HTTP1_BUFFER)
-        // hyper's timeout runs while a kept-alive connection is idle too; applications' connections are closed
-        // only when draining.
-        .header_read_timeout(None);
-    builder
+    builder.max_headers(HTTP1_FIELDS).max_buf_size(HTTP1_BUFFER).timer(timer).header_read_timeout(HEAD);
+    (builder, TokioIo::new(io))
 }
 
-/// Serves an application that speaks HTTP/2.
+/// Serves HTTP/2, on a connection that is [metered](crate::meter::Metered).
 #[must_use]
 pub fn http2_server() -> server::conn::http2::Builder<LocalExecutor> {
     let mut builder = server::conn::http2::Builder::new(LocalExecutor);
@@ -55,7 +68,10 @@ pub fn http2_server() -> server::conn::http2::Builder<LocalExecutor> {
         .max_concurrent_streams(MAX_STREAMS)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_pending_accept_reset_streams(PENDING_RESETS);
+        .max_send_buf_size(SEND_BUFFER)
+        .max_pending_accept_reset_streams(PENDING_RESETS)
+        // Counted over the connection's whole life; the meter counts by rate.
+        .max_local_error_reset_streams(None);
     builder
 }
 
@@ -67,7 +83,7 @@ pub fn http1_client() -> client::conn::http1::Builder {
     builder
 }
 
-/// Calls an application that speaks HTTP/2.
+/// Calls an application that speaks HTTP/2, on a connection that is [metered](crate::meter::Metered).
 #[must_use]
 pub fn http2_client() -> client::conn::http2::Builder<LocalExecutor> {
     let mut builder = client::conn::http2::Builder::new(LocalExecutor);
@@ -75,6 +91,10 @@ pub fn http2_client() -> client::conn::http2::Builder<LocalExecutor> {
         .max_header_list_size(HTTP2_HEADER_LIST)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .initial_max_send_streams(MAX_STREAMS as usize);
+        .initial_max_send_streams(MAX_STREAMS as usize)
+        .max_send_buf_size(SEND_BUFFER)
+        .max_concurrent_reset_streams(CANCELLED)
+        .reset_stream_duration(CANCELLED_REMEMBERED)
+        .max_local_error_reset_streams(None);
     builder
 }

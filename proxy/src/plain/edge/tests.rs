@@ -62,9 +62,8 @@ async fn http1(bytes: &[u8]) -> Outcome {
         .run_until(async move {
             let (mut client, server) = tokio::io::duplex(1 << 20);
             let service = service_fn(move |request| edge_service(Rc::clone(&service_seen), request));
-            tokio::task::spawn_local(
-                settings::http1_server().serve_connection(TokioIo::new(server), service),
-            );
+            let (http1, io) = settings::http1_server(server, None);
+            tokio::task::spawn_local(http1.serve_connection(io, service));
             client.write_all(&bytes).await.unwrap();
             let mut answer = Vec::new();
             while !answer.ends_with(b"END") && client.read_buf(&mut answer).await.unwrap() > 0 {}
