@@ -74,6 +74,28 @@ mod tests {
     }
 
     #[test]
+    fn every_field_of_every_schema_says_what_it_is() {
+        fn undescribed(at: &str, schema: &serde_json::Value, found: &mut Vec<String>) {
+            let described = schema["description"].as_str().is_some_and(|d| !d.starts_with("Auto-generated"));
+            if !described {
+                found.push(at.to_owned());
+            }
+            for (name, inner) in schema["properties"].as_object().into_iter().flatten() {
+                undescribed(&format!("{at}.{name}"), inner, found);
+            }
+            if schema["items"]["properties"].is_object() {
+                undescribed(&format!("{at}[]"), &schema["items"], found);
+            }
+        }
+        let mut found = Vec::new();
+        for definition in [TrafficPolicy::crd(), AccessPolicy::crd(), MeshPolicy::crd()] {
+            let schema = &serde_json::to_value(&definition).unwrap()["spec"]["versions"][0]["schema"];
+            undescribed(&definition.spec.names.kind, &schema["openAPIV3Schema"], &mut found);
+        }
+        assert!(found.is_empty(), "{found:?}");
+    }
+
+    #[test]
     fn a_policy_reads_back_as_it_was_written() {
         let text = r#"{"targetRefs":[{"group":"","kind":"Service","name":"reviews"}],"retries":{"attempts":2,"on":["ConnectFailure","5xx"],"perTryTimeout":"500ms"}}"#;
         let spec: TrafficPolicySpec = serde_json::from_str(text).unwrap();

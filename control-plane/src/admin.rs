@@ -81,8 +81,11 @@ fn answer(hub: &Hub, metrics: &Metrics, method: &Method, uri: &http::Uri) -> Res
     }
 }
 
-/// One problem a line.
+/// One problem a line, or a line that there is none.
 fn readable(problems: &[Diagnostic]) -> String {
+    if problems.is_empty() {
+        return "no problems\n".to_owned();
+    }
     problems.iter().fold(String::new(), |mut text, problem| {
         // Writing to a String cannot fail.
         let _written = writeln!(text, "{problem}");

@@ -45,6 +45,10 @@ enum Refusal {
     #[error("Pod {0} is not meshed: annotate it with {SIDECAR_ANNOTATION}: \"true\"")]
     NotMeshed(PodName),
     #[error(
+        "Pod {0} has finished: its status.phase is Succeeded or Failed, so nobody speaks for it any more"
+    )]
+    Finished(PodName),
+    #[error(
         "Pod {pod} has serviceAccountName {actual:?}, but {proven:?} was proven: use a token made with \
          --service-account {actual}, or correct the Pod"
     )]
@@ -75,6 +79,7 @@ impl Refusal {
             Self::Namespace { .. } | Self::ServiceAccount { .. } => {
                 (Refused::ForeignPod, Status::permission_denied(text))
             }
+            Self::Finished(_) => (Refused::NoPod, Status::failed_precondition(text)),
             Self::NoPod(_) => (Refused::NoPod, Status::not_found(text)),
             Self::NotMeshed(_) => (Refused::NotMeshed, Status::failed_precondition(text)),
             Self::Id(..) => (Refused::BadRequest, Status::failed_precondition(text)),
@@ -129,6 +134,9 @@ impl IdentityService {
         let facts = self.hub.pod(pod).ok_or_else(|| Refusal::NoPod(pod.clone()))?;
         if !facts.meshed {
             return Err(Refusal::NotMeshed(pod.clone()));
+        }
+        if facts.finished {
+            return Err(Refusal::Finished(pod.clone()));
         }
         if facts.service_account != proven.service_account {
             return Err(Refusal::ServiceAccount {

@@ -32,6 +32,7 @@ const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const PUSH_PROMISE: u8 = 5;
 const PING: u8 = 6;
+const GOAWAY: u8 = 7;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 4;
@@ -48,7 +49,7 @@ struct Rate {
 
 /// Streams cancelled by the caller: a deadline may cancel a thousand at once, and again a second later.
 const CANCELS: Rate = Rate { burst: 4096, per_second: 2000 };
-/// PING, SETTINGS, PRIORITY and unknown frames: an honest peer that is sent nothing sends one in many seconds.
+/// PING, SETTINGS, PRIORITY, GOAWAY and unknown frames: an honest peer that is sent nothing sends one in many seconds.
 const CONTROL: Rate = Rate { burst: 200, per_second: 20 };
 /// WINDOW_UPDATE: mostly one for each half window that was read, so this is far above 4 GiB a second.
 const WINDOW_UPDATES: Rate = Rate { burst: 50_000, per_second: 50_000 };
@@ -220,7 +221,7 @@ impl Meter {
                     what = "HEADERS";
                     &mut *answers
                 }
-                PRIORITY | SETTINGS | PING | 10.. => {
+                PRIORITY | SETTINGS | PING | GOAWAY | 10.. => {
                     what = "control";
                     &mut *control
                 }

@@ -21,7 +21,7 @@ use rcgen::{
     SanType,
 };
 use rustls::{
-    ClientConfig, DigitallySignedStruct, SignatureScheme,
+    ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme,
     client::{
         Resumption,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -30,7 +30,7 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use tokio::net::TcpStream;
-use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 use tonic::transport::{Channel, Endpoint};
 
 /// A certificate and its key.
@@ -133,6 +133,25 @@ pub async fn dial(
     let name = ServerName::try_from(server_name.to_owned())?;
     let connector = TlsConnector::from(Arc::new(config(credentials, ALPN)?));
     connector.connect(name, stream).await.context("the TLS handshake")
+}
+
+/// The other side of [`dial`]: a sidecar that takes whoever calls, certificate or none.
+///
+/// # Errors
+/// When the handshake fails.
+pub async fn accept(
+    stream: TcpStream,
+    credentials: &Credentials,
+) -> io::Result<tokio_rustls::server::TlsStream<TcpStream>> {
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(credentials.key.clone()));
+    let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(io::Error::other)?
+        .with_no_client_auth()
+        .with_single_cert(credentials.chain.clone(), key)
+        .map_err(io::Error::other)?;
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    TlsAcceptor::from(Arc::new(config)).accept(stream).await
 }
 
 async fn channel(control_plane: SocketAddr, credentials: Option<&Credentials>) -> anyhow::Result<Channel> {

@@ -106,6 +106,31 @@ impl Process {
         }
     }
 
+    /// The memory that it holds now, in bytes: its resident set.
+    ///
+    /// # Errors
+    /// When it is not there any more, or the system does not say.
+    pub fn memory(&self) -> anyhow::Result<u64> {
+        self.status("VmRSS:")
+    }
+
+    /// The most memory that it ever held at once, in bytes.
+    ///
+    /// # Errors
+    /// As [`Process::memory`].
+    pub fn peak_memory(&self) -> anyhow::Result<u64> {
+        self.status("VmHWM:")
+    }
+
+    /// A line of `/proc/PID/status` that is in kB.
+    fn status(&self, key: &str) -> anyhow::Result<u64> {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = std::fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+        let line = status.lines().find_map(|line| line.strip_prefix(key)).context("no such line")?;
+        let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse()?;
+        Ok(kibibytes * 1024)
+    }
+
     /// What it printed so far.
     #[must_use]
     pub fn log(&self) -> String {

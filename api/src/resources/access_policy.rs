@@ -8,10 +8,18 @@ use super::{Cidr, PathPattern, ServiceAccount, TargetRef};
 
 /// Who may call a Service, or whatever is in this namespace.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[kube(group = "heddle.dev", version = "v1alpha1", kind = "AccessPolicy", namespaced, derive = "PartialEq")]
+#[kube(
+    group = "heddle.dev",
+    version = "v1alpha1",
+    kind = "AccessPolicy",
+    namespaced,
+    derive = "PartialEq",
+    doc = "Who may call a Service, or whatever is in a namespace. A Deny beats every Allow; an Allow denies the rest."
+)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AccessPolicySpec {
     /// Services of this namespace, or the namespace itself.
+    #[schemars(length(min = 1))]
     pub target_refs: Vec<TargetRef>,
     /// What happens to a request that a rule matches.
     pub action: AccessAction,

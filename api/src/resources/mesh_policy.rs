@@ -8,7 +8,14 @@ use super::Port;
 
 /// Defaults for a namespace, or for the whole mesh when it is in heddle-system.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[kube(group = "heddle.dev", version = "v1alpha1", kind = "MeshPolicy", namespaced, derive = "PartialEq")]
+#[kube(
+    group = "heddle.dev",
+    version = "v1alpha1",
+    kind = "MeshPolicy",
+    namespaced,
+    derive = "PartialEq",
+    doc = "Defaults for a namespace, or for the whole mesh when it is in heddle-system."
+)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct MeshPolicySpec {
     /// Whether plaintext is taken. Permissive when absent everywhere.

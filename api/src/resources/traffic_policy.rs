@@ -8,10 +8,18 @@ use super::{Amount, Attempts, Duration, Percent, Share, TargetRef};
 
 /// How the clients of a Service reach it. What is absent keeps its default.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[kube(group = "heddle.dev", version = "v1alpha1", kind = "TrafficPolicy", namespaced, derive = "PartialEq")]
+#[kube(
+    group = "heddle.dev",
+    version = "v1alpha1",
+    kind = "TrafficPolicy",
+    namespaced,
+    derive = "PartialEq",
+    doc = "How the clients of a Service reach it."
+)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrafficPolicySpec {
     /// Services of this namespace.
+    #[schemars(length(min = 1))]
     pub target_refs: Vec<TargetRef>,
     /// How an endpoint is picked.
     #[serde(default, skip_serializing_if = "Option::is_none")]

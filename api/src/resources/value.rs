@@ -119,9 +119,11 @@ text!(
         let meant = "an address or address range such as 10.0.0.0/8 or fd00::/8";
         let address: IpAddr = address.parse().map_err(|_| meant)?;
         let most = if address.is_ipv4() { 32 } else { 128 };
-        match bits.map(str::parse::<u8>) {
+        // One spelling for one number: no sign, no leading zero.
+        let plain = |text: &str| text.parse().ok().filter(|number: &u8| number.to_string() == text);
+        match bits.map(plain) {
             None => Ok(()),
-            Some(Ok(bits)) if bits <= most => Ok(()),
+            Some(Some(bits)) if bits <= most => Ok(()),
             Some(_) => Err(meant),
         }
     },
@@ -290,6 +292,7 @@ mod tests {
         let cidr = |text: &str| serde_json::from_value::<Cidr>(text.into()).is_ok();
         assert!(cidr("10.0.0.0/8") && cidr("::1") && cidr("fd00::/8"));
         assert!(!cidr("10.0.0.0/33") && !cidr("10.0.0/8") && !cidr("10.0.0.0/") && !cidr("web"));
+        assert!(!cidr("10.0.0.0/+8") && !cidr("10.0.0.0/08"));
         let path = |text: &str| serde_json::from_value::<PathPattern>(text.into()).is_ok();
         assert!(path("/a") && path("/a/*") && path("/*"));
         assert!(!path("a") && !path("/a/*/b") && !path("/a**") && !path("*") && !path("/a?b"));

@@ -56,8 +56,9 @@ impl Mesh {
             self.unusable.remove(&reference);
             self.set(&reference, Some(object), touched);
         } else {
-            // Whatever is wrong with an access policy, it still guards its targets: `access` denies for it.
-            let guard = object.kind() == Kind::AccessPolicy;
+            // Whatever is wrong with an access policy, it still guards its targets: `access` denies for it. Of a mesh
+            // policy nothing but its name can be wrong here.
+            let guard = matches!(object.kind(), Kind::AccessPolicy | Kind::MeshPolicy);
             self.unusable.insert(reference.clone(), errors);
             self.set(&reference, guard.then_some(object), touched);
         }
@@ -133,13 +134,21 @@ impl Mesh {
         for service in self.selection.services(name) {
             touched.deps.insert(Dep::endpoints(service));
             touched.suspects.insert(reference(Kind::Service, service));
+            self.suspect_access_policies(service, touched);
         }
         for ip in self.pods.get(name).iter().flat_map(|pod| &pod.ips) {
             touched.deps.insert(Dep::Address(*ip));
             for (service, _) in self.addresses.get(ip).iter().flat_map(|holders| &holders.slices) {
                 touched.deps.insert(Dep::endpoints(service));
+                self.suspect_access_policies(service, touched);
             }
         }
+    }
+
+    /// Whether they can be enforced depends on the pods that the Service leads to.
+    fn suspect_access_policies(&self, service: &Name, touched: &mut Touched) {
+        let policies = self.access_of.get(&AccessTarget::Service(service.clone())).into_iter().flatten();
+        touched.suspects.extend(policies.map(|policy| reference(Kind::AccessPolicy, policy)));
     }
 
     fn set_service(&mut self, name: &Name, entry: Option<ServiceEntry>, touched: &mut Touched) {
@@ -186,6 +195,7 @@ impl Mesh {
             && let Some(service) = &old.service
         {
             take(&mut self.slices_of, service, name);
+            self.suspect_access_policies(service, touched);
             touched.deps.insert(Dep::endpoints(service));
             for ip in old.addresses() {
                 touched.deps.insert(Dep::Address(ip));
@@ -196,6 +206,7 @@ impl Mesh {
         let Some(entry) = entry else { return };
         if let Some(service) = &entry.service {
             self.slices_of.entry(service.clone()).or_default().insert(name.clone());
+            self.suspect_access_policies(service, touched);
             touched.deps.insert(Dep::endpoints(service));
             for ip in entry.addresses() {
                 touched.deps.insert(Dep::Address(ip));

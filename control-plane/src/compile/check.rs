@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use heddle_api::v1::AppProtocol;
+use heddle_api::{SIDECAR_ANNOTATION, v1::AppProtocol};
 
 use super::{
     Mesh,
@@ -43,14 +43,11 @@ impl Mesh {
                 self.routes.get(object).map(|route| self.route_problems(route)).unwrap_or_default()
             }
             Kind::TrafficPolicy => self.traffic_policy_problems(&name),
-            Kind::AccessPolicy => self
-                .access
-                .get(&name)
-                .map(|policy| self.missing_targets(&services_of(&policy.spec.target_refs, &name.namespace)))
-                .unwrap_or_default(),
+            Kind::AccessPolicy => self.access_policy_problems(&name),
             Kind::MeshPolicy => self.mesh_policy_problems(&name),
             Kind::Service => self.target_port_problems(&name),
-            Kind::Namespace | Kind::Pod | Kind::EndpointSlice => Vec::new(),
+            Kind::Pod => self.pod_problems(&name),
+            Kind::Namespace | Kind::EndpointSlice => Vec::new(),
         }
     }
 
@@ -83,6 +80,44 @@ impl Mesh {
             )
         };
         missing.map(error).collect()
+    }
+
+    fn access_policy_problems(&self, name: &Name) -> Vec<FieldError> {
+        let Some(policy) = self.access.get(name) else { return Vec::new() };
+        let targets = services_of(&policy.spec.target_refs, &name.namespace);
+        let mut errors = self.missing_targets(&targets);
+        for target in &targets {
+            let pods: BTreeSet<&Name> = self.selection.pods(target).chain(self.sliced_pods(target)).collect();
+            let alive = |pod: &&Name| self.pods.get(pod).is_some_and(|entry| !entry.finished);
+            let (own, others): (Vec<_>, Vec<_>) =
+                pods.into_iter().filter(alive).partition(|pod| pod.namespace == target.namespace);
+            let bare: Vec<_> =
+                own.into_iter().filter(|pod| self.pods.get(pod).is_some_and(|entry| !entry.meshed)).collect();
+            for (pods, why) in [
+                (bare, "without a sidecar, which is what enforces it"),
+                (others, "of another namespace, whose own policies say who may call there"),
+            ] {
+                let more = match &pods[..] {
+                    [] => continue,
+                    [_] => String::new(),
+                    more => format!(" and {} more", more.len() - 1),
+                };
+                let message = format!("has no effect on Pod {}{more} of Service {target}: {why}", pods[0]);
+                errors.push(FieldError::warning("spec.targetRefs", message));
+            }
+        }
+        errors
+    }
+
+    fn pod_problems(&self, name: &Name) -> Vec<FieldError> {
+        let value = self.pods.get(name).and_then(|pod| pod.odd_annotation.as_ref());
+        let error = |value: &String| {
+            FieldError::warning(
+                format!("metadata.annotations[{SIDECAR_ANNOTATION}]"),
+                format!("{value:?} is neither \"true\" nor \"false\": the pod counts as one without sidecar"),
+            )
+        };
+        value.map(error).into_iter().collect()
     }
 
     fn traffic_policy_problems(&self, name: &Name) -> Vec<FieldError> {
@@ -163,7 +198,12 @@ impl Mesh {
         }
         for (field, backend) in backend_refs(route) {
             if let Err(message) = self.resolve(route, backend) {
-                errors.push(FieldError::error(field, message));
+                let consequence = match route.object.kind {
+                    _ if field.ends_with("requestMirror.backendRef") => "nothing is mirrored",
+                    Kind::TcpRoute => "its share of the connections is refused",
+                    _ => "its share of the requests gets 500",
+                };
+                errors.push(FieldError::error(field, format!("{message}: {consequence}")));
             }
         }
         if route.object.kind == Kind::TcpRoute {

@@ -6,7 +6,7 @@ use heddle_api::v1;
 
 use super::{
     Compiled, Dep, Deps, Mesh,
-    facts::{Family, PodEntry, ServiceEntry, ServicePort},
+    facts::{Family, PodEntry, ServiceEntry, ServicePort, SliceEntry},
     name::BackendKey,
     policy::Defaults,
 };
@@ -25,6 +25,9 @@ impl Mesh {
             BackendKey::Service(name, number, ip) => {
                 deps.add(Dep::endpoints(name));
                 deps.add_policies(&name.namespace);
+                for pod in self.sliced_pods(name).filter(|pod| pod.namespace != name.namespace) {
+                    deps.add_policies(&pod.namespace);
+                }
                 self.service_port(name, *number).map(|(service, port)| {
                     let mut endpoints = self.endpoints_of(name, service, port);
                     if let Some(ip) = ip {
@@ -78,7 +81,7 @@ impl Mesh {
     pub(super) fn endpoints_of(&self, name: &Name, service: &ServiceEntry, port: &ServicePort) -> ByAddress {
         let defaults = self.defaults(&name.namespace);
         let mut endpoints = match self.slices_of.get(name) {
-            Some(slices) => self.slice_endpoints(slices.iter(), service, port, &defaults),
+            Some(slices) => self.slice_endpoints(slices.iter(), name, service, port, &defaults),
             None => self.pod_endpoints(name, service, port, &defaults),
         };
         if let Some(family) = service.family
@@ -93,6 +96,7 @@ impl Mesh {
     fn slice_endpoints<'a>(
         &self,
         slices: impl Iterator<Item = &'a Name>,
+        name: &Name,
         service: &ServiceEntry,
         port: &ServicePort,
         defaults: &Defaults,
@@ -111,6 +115,9 @@ impl Mesh {
                     self.addresses.get(&endpoint.address).into_iter().flat_map(|holders| &holders.pods);
                 let pod =
                     pods.filter_map(|name| Some((name, self.pods.get(name)?))).find(|(_, pod)| !pod.finished);
+                let abroad = pod.filter(|(pod, _)| pod.namespace != name.namespace);
+                let theirs = abroad.map(|(pod, _)| self.defaults(&pod.namespace));
+                let defaults = theirs.as_ref().unwrap_or(defaults);
                 let mut made = self.endpoint(endpoint.address, number, pod, defaults, state);
                 if !endpoint.zone.is_empty() {
                     made.zone.clone_from(&endpoint.zone);
@@ -145,7 +152,15 @@ impl Mesh {
         endpoints
     }
 
-    /// `defaults`: of the Service's namespace, which is the pod's as well.
+    /// The pods, of whatever namespace, that have an address in one of a Service's EndpointSlices.
+    pub(super) fn sliced_pods(&self, service: &Name) -> impl Iterator<Item = &Name> {
+        let slices = self.slices_of.get(service).into_iter().flatten();
+        let slices = slices.filter_map(|slice| self.slices.get(slice));
+        let holders = slices.flat_map(SliceEntry::addresses).filter_map(|ip| self.addresses.get(&ip));
+        holders.flat_map(|holders| &holders.pods)
+    }
+
+    /// `defaults`: of the pod's namespace, or of the Service's where no pod is known.
     fn endpoint(
         &self,
         ip: IpAddr,

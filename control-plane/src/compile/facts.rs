@@ -31,6 +31,8 @@ pub(super) struct PodEntry {
     pub service_account: String,
     pub uid: Option<String>,
     pub meshed: bool,
+    /// What the sidecar's annotation says, where that is neither yes nor no.
+    pub odd_annotation: Option<String>,
     pub ready: bool,
     pub terminating: bool,
     /// Succeeded or failed: its address may be somebody else's by now.
@@ -48,7 +50,7 @@ impl PodEntry {
         let meta = &pod.metadata;
         let spec = pod.spec.as_ref();
         let status = pod.status.as_ref();
-        let annotations = meta.annotations.as_ref();
+        let sidecar = meta.annotations.as_ref().and_then(|a| a.get(SIDECAR_ANNOTATION));
         let mut ips: Vec<IpAddr> = Vec::new();
         let listed = status.and_then(|s| s.pod_ips.as_ref()).into_iter().flatten().map(|ip| &ip.ip);
         for text in status.and_then(|s| s.pod_ip.as_ref()).into_iter().chain(listed) {
@@ -74,7 +76,8 @@ impl PodEntry {
                 .filter(|name| !name.is_empty())
                 .unwrap_or_else(|| "default".to_owned()),
             uid: meta.uid.clone(),
-            meshed: annotations.and_then(|a| a.get(SIDECAR_ANNOTATION)).is_some_and(|value| value == "true"),
+            meshed: sidecar.is_some_and(|value| value == "true"),
+            odd_annotation: sidecar.filter(|value| !matches!(value.as_str(), "true" | "false")).cloned(),
             ready: conditions.filter(|c| c.type_ == "Ready").all(|c| c.status == "True"),
             terminating: meta.deletion_timestamp.is_some(),
             finished: status

@@ -37,10 +37,14 @@ impl Mesh {
                 }
             }
         }
+        self.sliced_leads(&name, entry, &mut leads, &mut deps);
         let defaults = self.defaults(&name.namespace);
         // Ports that only a MeshPolicy names differ from the rest, too.
         for (number, _) in &defaults.ports {
             leads.entry(*number).or_default();
+        }
+        for leads in leads.values_mut() {
+            leads.sort_by(|a, b| (a.0, a.2.number).cmp(&(b.0, b.2.number)));
         }
         let port = |(number, leads): (u16, Leads<'_>)| {
             let services: Vec<&Name> = leads.iter().map(|(service, ..)| *service).collect();
@@ -62,6 +66,36 @@ impl Mesh {
             opaque_ports: defaults.opaque_ports,
         };
         deps.compiled(Some(value))
+    }
+
+    /// The Services that lead to the pod by their EndpointSlices' word. A slice never makes an identity, but who guards a
+    /// Service guards whatever it leads to, so its word counts here, within the pod's own namespace: another's must
+    /// neither open nor close what this one guards.
+    fn sliced_leads<'a>(
+        &'a self,
+        name: &Name,
+        entry: &PodEntry,
+        leads: &mut BTreeMap<u16, Leads<'a>>,
+        deps: &mut Deps,
+    ) {
+        for ip in &entry.ips {
+            deps.add(Dep::Address(*ip));
+            let slices = self.addresses.get(ip).into_iter().flat_map(|holders| &holders.slices);
+            for (service, slice) in slices.filter(|(service, _)| service.namespace == name.namespace) {
+                deps.add(Dep::service(service));
+                let service_entry = self.services.get(service).filter(|service| !service.external);
+                let (Some(service_entry), Some(slice)) = (service_entry, self.slices.get(slice)) else {
+                    continue;
+                };
+                for port in &service_entry.ports {
+                    let Some(number) = slice.ports.get(&port.name) else { continue };
+                    let known = leads.entry(*number).or_default();
+                    if !known.iter().any(|(other, _, p)| *other == service && p.number == port.number) {
+                        known.push((service, service_entry, port));
+                    }
+                }
+            }
+        }
     }
 
     /// The first Service (by name) that says something decides.

@@ -119,6 +119,8 @@ pub struct PodFacts {
     pub uid: Option<String>,
     /// `metadata.deletionTimestamp` is set.
     pub terminating: bool,
+    /// Succeeded or failed: nothing of it runs any more.
+    pub finished: bool,
 }
 
 /// The order in which rival objects hold: by age, those without one last, then by name.
@@ -199,6 +201,7 @@ impl Mesh {
             ips: entry.ips.clone(),
             uid: entry.uid.clone(),
             terminating: entry.terminating,
+            finished: entry.finished,
         })
     }
 

@@ -19,7 +19,8 @@ pub(super) enum Asked {
 /// `None` for every other name, which the mesh has no say in.
 pub(super) fn parse(text: &str, caller_namespace: &str, cluster_domain: &str) -> Option<Asked> {
     if let Ok(address) = text.parse::<SocketAddr>() {
-        return Some(Asked::Address(address.ip(), address.port()));
+        // "::ffff:10.0.0.7" is another way to write 10.0.0.7, and no way around the mesh.
+        return Some(Asked::Address(address.ip().to_canonical(), address.port()));
     }
     let (host, port) = text.rsplit_once(':')?;
     let port = port.parse().ok().filter(|port| *port != 0)?;
@@ -106,6 +107,7 @@ mod tests {
             Some(Asked::Pod { hostname: "db-0".into(), service: Name::new("shop", "db"), port: 5432 })
         );
         assert_eq!(asked("127.0.0.7:80"), Some(Asked::Address([127, 0, 0, 7].into(), 80)));
+        assert_eq!(asked("[::ffff:127.0.0.7]:80"), Some(Asked::Address([127, 0, 0, 7].into(), 80)));
         assert_eq!(asked("[::1]:80"), Some(Asked::Address("::1".parse().unwrap(), 80)));
     }
 

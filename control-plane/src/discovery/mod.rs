@@ -106,6 +106,15 @@ impl Conversation {
             () = self.responses.closed() => return Ok(()),
             () = self.stop.cancelled() => return Err(stopping()),
         }
+        // The name is another's by now: what this caller proved is not what runs under it.
+        let account = self.hub.pod(&self.peer.pod).map(|pod| pod.service_account);
+        if let Some(account) = account.filter(|account| account != self.peer.id.service_account()) {
+            self.metrics.refused(Refused::ForeignPod);
+            return Err(Status::permission_denied(format!(
+                "Pod {} has serviceAccountName {account:?}, but the certificate is of {}",
+                self.peer.pod, self.peer.id
+            )));
+        }
         let version = hello.version.chars().take(64).collect();
         let stream = self.hub.streams().connect(
             &self.peer.pod,

@@ -31,6 +31,7 @@ pub struct Stream {
     pub id: StreamId,
     /// Ends the stream: a newer one of its pod took its place.
     pub replaced: CancellationToken,
+    pod: PodName,
     dirty: Mutex<BTreeSet<Key>>,
     wake: Notify,
     status: Mutex<Status>,
@@ -97,8 +98,15 @@ impl Stream {
 /// All connected streams.
 pub struct Streams {
     next: AtomicU64,
-    all: Mutex<HashMap<StreamId, Arc<Stream>>>,
+    all: Mutex<All>,
     metrics: Arc<Metrics>,
+}
+
+#[derive(Default)]
+struct All {
+    streams: HashMap<StreamId, Arc<Stream>>,
+    /// So that a storm of reconnecting sidecars costs each what it has, not what there is.
+    of_pod: HashMap<PodName, BTreeSet<StreamId>>,
 }
 
 impl Streams {
@@ -106,7 +114,7 @@ impl Streams {
         Self { next: AtomicU64::new(1), all: Mutex::default(), metrics }
     }
 
-    /// Adds a stream; the oldest of the same pod gives way when there are too many.
+    /// Adds a stream; the oldest of the same pod give way when there are too many.
     pub fn connect(
         &self,
         pod: &PodName,
@@ -118,6 +126,7 @@ impl Streams {
         let stream = Arc::new(Stream {
             id: StreamId(self.next.fetch_add(1, Ordering::Relaxed)),
             replaced: CancellationToken::new(),
+            pod: pod.clone(),
             dirty: Mutex::default(),
             wake: Notify::new(),
             status: Mutex::new(Status {
@@ -133,36 +142,70 @@ impl Streams {
             }),
         });
         let mut all = lock(&self.all);
-        let name = pod.to_string();
-        let mut same: Vec<_> = all.values().filter(|other| lock(&other.status).pod == name).collect();
-        if same.len() >= STREAMS_PER_POD {
-            same.sort_by_key(|other| other.id);
-            same[0].replaced.cancel();
+        let All { streams, of_pod } = &mut *all;
+        let own = of_pod.entry(pod.clone()).or_default();
+        let surplus = (own.len() + 1).saturating_sub(STREAMS_PER_POD);
+        for old in own.iter().take(surplus).filter_map(|id| streams.get(id)) {
+            old.replaced.cancel();
         }
-        all.insert(stream.id, Arc::clone(&stream));
-        self.metrics.streams.set(all.len() as i64);
+        own.insert(stream.id);
+        streams.insert(stream.id, Arc::clone(&stream));
+        self.metrics.streams.set(streams.len() as i64);
         stream
     }
 
     /// Removes a stream.
     pub fn disconnect(&self, id: StreamId) {
         let mut all = lock(&self.all);
-        all.remove(&id);
-        self.metrics.streams.set(all.len() as i64);
+        let All { streams, of_pod } = &mut *all;
+        if let Some(stream) = streams.remove(&id)
+            && let Some(own) = of_pod.get_mut(&stream.pod)
+        {
+            own.remove(&id);
+            if own.is_empty() {
+                of_pod.remove(&stream.pod);
+            }
+        }
+        self.metrics.streams.set(streams.len() as i64);
     }
 
     /// Every stream, the longest connected first.
     #[must_use]
     pub fn statuses(&self) -> Vec<Status> {
-        let mut all: Vec<_> = lock(&self.all).values().cloned().collect();
+        let mut all: Vec<_> = lock(&self.all).streams.values().cloned().collect();
         all.sort_by_key(|stream| stream.id);
         all.iter().map(|stream| lock(&stream.status).clone()).collect()
     }
 
     pub(super) fn mark(&self, id: StreamId, key: &Key) {
-        let stream = lock(&self.all).get(&id).cloned();
+        let stream = lock(&self.all).streams.get(&id).cloned();
         if let Some(stream) = stream {
             stream.mark(key);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_but_the_newest_streams_of_a_pod_give_way_and_others_are_not_concerned() {
+        let streams = Streams::new(Metrics::new());
+        let connect = |pod: &str| {
+            let address = ([127, 0, 0, 1], 1).into();
+            streams.connect(&pod.parse().unwrap(), address, String::new(), SystemTime::UNIX_EPOCH)
+        };
+        let other = connect("shop/api-0");
+        // None of the old ones had the time to end yet.
+        let own: Vec<_> = (0..6).map(|_| connect("shop/web-0")).collect();
+        let replaced: Vec<_> = own.iter().map(|stream| stream.replaced.is_cancelled()).collect();
+        assert_eq!(replaced, [true, true, true, false, false, false]);
+        assert!(!other.replaced.is_cancelled());
+        for stream in own {
+            streams.disconnect(stream.id);
+        }
+        assert_eq!(streams.statuses().len(), 1);
+        assert_eq!(lock(&streams.all).of_pod.len(), 1);
     }
 }

@@ -218,3 +218,15 @@ pub enum Change {
     /// Where the object is written: nothing but diagnostics depends on it.
     Place(ObjectRef, Place),
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kind_is_written_as_manifests_write_it_everywhere() {
+        for kind in Kind::ALL {
+            assert_eq!(serde_json::to_value(kind).unwrap(), kind.as_str());
+        }
+    }
+}

@@ -199,12 +199,15 @@ fn read(path: &Path, mut old: File, documents: Vec<Parsed>, strays: &mut Vec<Str
                 reference.name == name.name
                     && (reference.kind == Kind::Namespace || reference.namespace == name.namespace)
             }
-            Subject::Any => true,
+            Subject::Any(_) => true,
         };
         let kept: Vec<_> = old.objects.iter().filter(|(reference, _)| was(reference)).collect();
         let consequence = match (&problem.subject, kept.is_empty(), &problem.closed) {
-            (Subject::Any, false, _) => "; the last good state of the file's objects stays",
+            (Subject::Any(_), false, _) => "; the last good state of the file's objects stays",
             (_, false, _) => "; the last good state of it stays",
+            (_, true, Some(Object::MeshPolicy(_))) => {
+                "; until it is mended its last good state holds, or, where it has none, what can be read of it, and Strict where that is in doubt"
+            }
             (_, true, Some(_)) => {
                 "; until it is mended its last good state holds, or, where it has none, everything is denied to what it guards"
             }
@@ -215,7 +218,8 @@ fn read(path: &Path, mut old: File, documents: Vec<Parsed>, strays: &mut Vec<Str
         }
         let object = match &problem.subject {
             Subject::Known(known) => Some(known.clone()),
-            Subject::Named(_) | Subject::Any => None,
+            Subject::Any(looks_like) => looks_like.clone(),
+            Subject::Named(_) => None,
         };
         if let Some(object) = object.clone().filter(|object| !new.objects.contains_key(object)) {
             strays.push(Stray { path: path.to_owned(), line, object, closed: problem.closed });

@@ -132,12 +132,16 @@ impl Pending {
                 let first = self.paths.get(&path).map_or(now, |(first, _)| *first);
                 self.note(path, now, first + WHILE_OPEN);
             }
-            Notice::Everything => self.everything = Some(now + TOGETHER),
+            Notice::Everything => {
+                self.everything.get_or_insert(now + TOGETHER);
+            }
         }
     }
 
+    /// However often a file is saved, it is read [`WHILE_OPEN`] after its first notice at the latest.
     fn note(&mut self, path: PathBuf, now: Instant, due: Instant) {
-        self.paths.entry(path).or_insert((now, due)).1 = due;
+        let entry = self.paths.entry(path).or_insert((now, due));
+        entry.1 = due.min(entry.0 + WHILE_OPEN);
     }
 
     fn due(&self) -> Option<Instant> {

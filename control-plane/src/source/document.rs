@@ -1,10 +1,10 @@
 //! Text to objects: each YAML document on its own, so that a broken one spoils no other.
 
+mod closed;
+mod guess;
+
 use gateway_api::experimental::{grpcroutes::GrpcRoute, httproutes::HttpRoute, tcproutes::TcpRoute};
-use heddle_api::resources::{
-    AccessAction, AccessPolicy, AccessPolicySpec, AccessRule, MeshPolicy, TargetKind, TargetRef,
-    TrafficPolicy,
-};
+use heddle_api::resources::{AccessPolicy, MeshPolicy, TrafficPolicy};
 use k8s_openapi::api::{
     core::v1::{Namespace, Pod, Service},
     discovery::v1::EndpointSlice,
@@ -33,7 +33,7 @@ pub(super) struct Broken {
     pub subject: Subject,
     /// What is wrong, each with its line in the file.
     pub errors: Vec<(u32, FieldError)>,
-    /// What to use when there is no last good state: an access policy that cannot be read denies.
+    /// What to use when there is no last good state: a policy that guards something does so even when it is broken.
     pub closed: Option<Object>,
 }
 
@@ -44,8 +44,8 @@ pub(super) enum Subject {
     Known(ObjectRef),
     /// One of this name, of whatever kind.
     Named(Name),
-    /// Any of the file.
-    Any,
+    /// Any of the file; by the look of its lines, this one.
+    Any(Option<ObjectRef>),
 }
 
 /// Reads all objects of a file.
@@ -77,8 +77,11 @@ fn parse_document(line: u32, text: &str) -> Vec<Parsed> {
     let value: Value = match serde_norway::from_str(text) {
         Ok(value) => value,
         Err(error) => {
-            let errors = vec![located(line, &error)];
-            return vec![broken(line, Subject::Any, errors, None)];
+            let (at, mut problem) = located(line, &error);
+            problem.message.push_str(hint(text, &error));
+            let looks_like = guess::object(text);
+            let closed = looks_like.as_ref().and_then(|reference| closed::policy(reference, &Value::Null));
+            return vec![broken(line, Subject::Any(looks_like), vec![(at, problem)], closed)];
         }
     };
     if value.is_null() {
@@ -103,28 +106,36 @@ fn parse_object(line: u32, text: Option<&str>, value: &Value) -> Parsed {
     let namespace =
         meta.and_then(|m| m.get("namespace")).and_then(Value::as_str).unwrap_or("default").to_owned();
     let named = || {
-        if name.is_empty() { Subject::Any } else { Subject::Named(Name::new(&namespace, &name)) }
+        if name.is_empty() { Subject::Any(None) } else { Subject::Named(Name::new(&namespace, &name)) }
     };
     let fail = |subject, field: &str, message: String| {
         broken(line, subject, vec![(at(field), FieldError::error(field, message))], None)
     };
     if !value.is_mapping() {
-        return fail(Subject::Any, "", "is not an object with apiVersion, kind and metadata".to_owned());
+        return fail(
+            Subject::Any(None),
+            "",
+            "is not an object with apiVersion, kind and metadata".to_owned(),
+        );
     }
     let kind_text = string(value.get("kind"));
     let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.as_str() == kind_text) else {
-        let known = Kind::ALL.map(Kind::as_str).join(", ");
-        return fail(named(), "kind", format!("{kind_text:?} is not a kind that the mesh reads: {known}"));
+        let close = Kind::ALL.into_iter().find(|kind| kind.as_str().eq_ignore_ascii_case(&kind_text));
+        let meant = match close {
+            Some(kind) => format!("write {kind}"),
+            None => Kind::ALL.map(Kind::as_str).join(", "),
+        };
+        return fail(named(), "kind", format!("{kind_text:?} is not a kind that the mesh reads: {meant}"));
     };
     if name.is_empty() {
-        return fail(Subject::Any, "metadata.name", "is missing".to_owned());
+        return fail(Subject::Any(None), "metadata.name", "is missing".to_owned());
     }
     let reference = ObjectRef {
         kind,
         namespace: if kind == Kind::Namespace { String::new() } else { namespace.clone() },
         name: name.clone(),
     };
-    let closed = || (kind == Kind::AccessPolicy).then(|| closed(&reference, value));
+    let closed = || closed::policy(&reference, value);
     let version = string(value.get("apiVersion"));
     if !kind.api_versions().contains(&version.as_str()) {
         let meant = kind.api_versions()[0];
@@ -228,24 +239,20 @@ fn read(kind: Kind, text: Option<&str>, value: &Value) -> Result<(Object, Vec<St
     })
 }
 
-/// An access policy that denies everything to the targets that can be read, or to its namespace if none can.
-fn closed(reference: &ObjectRef, value: &Value) -> Object {
-    let refs = value.get("spec").and_then(|spec| spec.get("targetRefs")).and_then(Value::as_sequence);
-    let mut target_refs: Vec<TargetRef> =
-        refs.into_iter().flatten().filter_map(|target| TargetRef::deserialize(target).ok()).collect();
-    target_refs.retain(|target| target.kind == TargetKind::Service || target.name == reference.namespace);
-    if target_refs.is_empty() {
-        target_refs.push(TargetRef {
-            group: String::new(),
-            kind: TargetKind::Namespace,
-            name: reference.namespace.clone(),
-        });
+/// What a newcomer may want to know of a mistake in the YAML itself.
+fn hint(text: &str, error: &serde_norway::Error) -> &'static str {
+    let line = error.location().and_then(|location| text.lines().nth(location.line().saturating_sub(1)));
+    let message = error.to_string();
+    if line.is_some_and(|line| line.trim_start_matches(' ').starts_with('\t')) {
+        " (YAML takes no tabs to indent: use spaces)"
+    } else if ["mapping values are not allowed", "did not find expected key"]
+        .iter()
+        .any(|m| message.contains(m))
+    {
+        " (is the line indented as its neighbours are?)"
+    } else {
+        ""
     }
-    let spec =
-        AccessPolicySpec { target_refs, action: AccessAction::Deny, rules: vec![AccessRule::default()] };
-    let mut policy = AccessPolicy::new(&reference.name, spec);
-    policy.metadata.namespace = Some(reference.namespace.clone());
-    Object::AccessPolicy(policy.into())
 }
 
 /// An error of a document that begins on `line`, with every position in its message counted from the file's start.
@@ -292,9 +299,13 @@ fn field_path(path: &str) -> String {
     field
 }
 
-/// The line (from 0) on which a field stands, if its key is there only once: no guess is better than a wrong one.
+/// The line (from 0) on which a field stands, or the nearest one around it whose key is there only once: no guess is
+/// better than a wrong one.
 fn line_of(text: &str, field: &str) -> Option<u32> {
-    let key = field.rsplit('.').next()?.split('[').next()?;
+    field.rsplit('.').find_map(|part| only_line_of(text, part.split('[').next()?))
+}
+
+fn only_line_of(text: &str, key: &str) -> Option<u32> {
     if key.is_empty() {
         return None;
     }
@@ -314,6 +325,8 @@ fn line_of(text: &str, field: &str) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    use heddle_api::resources::{AccessAction, AccessRule, MtlsMode};
+
     use super::*;
 
     fn messages(text: &str) -> Vec<String> {
@@ -354,10 +367,19 @@ mod tests {
             (route("    - {name: a, port: 80, weigth: 1}\n"), "10: spec.rules[0].backendRefs[0].weigth: is not a field that is known here"),
             (route("    - {name: a, port: 80, weight: many}\n"), "10: spec.rules[0].backendRefs[0].weight: invalid type: string \"many\""),
             (route("    - {name: a, port: 99999}\n"), "10: spec.rules[0].backendRefs[0].port: 99999 is not within 1 to 65535"),
+            (route("    - {name: a, port: 80}\n    filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: Transfer-Encoding, value: chunked}]}}]\n"), "11: spec.rules[0].filters[0].requestHeaderModifier.set[0].name: Transfer-Encoding belongs to HTTP itself"),
+            (route("    - {name: a, port: 80}\n    filters: [{type: RequestHeaderModifier, requestHeaderModifier: {remove: [Host]}}]\n"), "11: spec.rules[0].filters[0].requestHeaderModifier.remove[0]: Host belongs to HTTP itself"),
+            (route("    - {name: a, port: 80}\n    filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: host, value: 'a b'}]}}]\n"), "11: spec.rules[0].filters[0].requestHeaderModifier.set[0].value: \"a b\" cannot be sent"),
+            (route("    - {name: a, port: 80}\n    filters: [{type: URLRewrite, urlRewrite: {hostname: 'a/b'}}]\n"), "11: spec.rules[0].filters[0].urlRewrite.hostname: \"a/b\" is not a host name"),
+            (route("    - {name: a, port: 80}\n    filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplaceFullPath, replaceFullPath: '/a?b'}}}]\n"), "11: spec.rules[0].filters[0].urlRewrite.path.replaceFullPath: \"/a?b\" is not a path"),
+            (route("    - {name: a, port: 80}\n    matches: [{path: {type: RegularExpression, value: '/(\\w{300}){300}'}}]\n"), "11: spec.rules[0].matches[0].path.value: \"/(\\\\w{300}){300}\" is not a regular expression: Compiled regex exceeds size limit"),
+            (route("    - {name: a, port: 80}\n    timeouts: {request: 1s, backendRequest: 2s}\n"), "11: spec.rules[0].timeouts.backendRequest: 2s is longer than timeouts.request, 1s"),
+            ("kind: HTTPRoute\napiVersion: gateway.networking.k8s.io/v1\nmetadata: {name: x}\nspec: {rules: []}\n".to_owned(), "4: spec.rules: names nothing: give at least one rule"),
+            ("kind: TCPRoute\napiVersion: gateway.networking.k8s.io/v1alpha2\nmetadata: {name: x}\nspec: {rules: [{backendRefs: []}]}\n".to_owned(), "4: spec.rules[0].backendRefs: names nothing"),
             ("kind: TrafficPolicy\napiVersion: heddle.dev/v1alpha1\nmetadata: {name: x}\nspec:\n  targetRefs: [{kind: Service, name: a}]\n  outlierEjection: {maxEjectedPercent: 150}\n".to_owned(), "6: spec.outlierEjection.maxEjectedPercent: 150 is not a percentage above nothing (1 to 100)"),
             ("kind: TrafficPolicy\napiVersion: heddle.dev/v1alpha1\nmetadata: {name: x}\nspec:\n  targetRefs: [{kind: Service, name: a}]\n  rateLimit: {}\n".to_owned(), "6: spec.rateLimit: unknown field `rateLimit`, expected one of"),
             (
-                "kind: HTTPRoute\napiVersion: gateway.networking.k8s.io/v1\nmetadata: {name: x}\nspecs: {}\nspec: {}\n".to_owned(),
+                "kind: HTTPRoute\napiVersion: gateway.networking.k8s.io/v1\nmetadata: {name: x}\nspecs: {}\nspec: {rules: [{}]}\n".to_owned(),
                 "4: specs: is not a field that is known here",
             ),
             (
@@ -403,5 +425,68 @@ mod tests {
             (policy.spec.action, &policy.spec.rules[..]),
             (AccessAction::Deny, &[AccessRule::default()][..])
         );
+    }
+
+    /// What is used of the one document where there is no last good state.
+    fn closed(text: &str) -> Option<Object> {
+        parse(text).remove(0).outcome.unwrap_err().closed
+    }
+
+    #[test]
+    fn a_mesh_policy_that_cannot_be_read_is_as_strict_as_it_can_have_been_meant() {
+        for (spec, expected) in [
+            ("{mtls: Strict, logs: {acess: All}}", Some(MtlsMode::Strict)),
+            ("{mtls: strict}", Some(MtlsMode::Strict)),
+            ("{mtsl: Strict}", Some(MtlsMode::Strict)),
+            ("{mtls: Permissive, opaquePort: [1]}", Some(MtlsMode::Permissive)),
+            ("{logs: {access: Everything}}", None),
+        ] {
+            let text = format!(
+                "kind: MeshPolicy\napiVersion: heddle.dev/v1alpha1\nmetadata: {{name: p, namespace: shop}}\nspec: {spec}\n"
+            );
+            let Some(Object::MeshPolicy(policy)) = closed(&text) else { panic!("{spec}: nothing") };
+            assert_eq!(policy.spec.mtls, expected, "{spec}");
+        }
+        let text = "kind: MeshPolicy\napiVersion: heddle.dev/v1alpha1\nmetadata: {name: p, namespace: shop}\nspec: {mtls: Permissive, ports: [{port: 1, mtls: Permissive}, {port: 2, mtls: Open}]}\n";
+        let Some(Object::MeshPolicy(policy)) = closed(text) else { panic!("nothing") };
+        let ports: Vec<_> = policy.spec.ports.iter().flatten().map(|p| (p.port.get(), p.mtls)).collect();
+        assert_eq!(ports, [(1, MtlsMode::Permissive), (2, MtlsMode::Strict)]);
+    }
+
+    #[test]
+    fn a_policy_that_is_no_yaml_at_all_still_guards_its_namespace() {
+        let text = "apiVersion: heddle.dev/v1alpha1\nkind: AccessPolicy\nmetadata:\n  name: p\n  namespace: shop\nspec:\n\taction: Deny\n";
+        let Some(Object::AccessPolicy(policy)) = closed(text) else { panic!("nothing") };
+        assert_eq!(policy.metadata.namespace.as_deref(), Some("shop"));
+        assert_eq!(policy.spec.target_refs[0].name, "shop");
+        assert_eq!(policy.spec.action, AccessAction::Deny);
+        let Some(Object::MeshPolicy(policy)) = closed(&text.replace("AccessPolicy", "MeshPolicy")) else {
+            panic!("nothing")
+        };
+        assert_eq!(policy.spec.mtls, Some(MtlsMode::Strict));
+    }
+
+    #[test]
+    fn a_mistake_in_the_yaml_itself_is_told_with_what_to_do() {
+        for (text, expected) in [
+            (
+                "kind: Pod\nmetadata:\n\tname: a\n",
+                "3: : found character that cannot start any token at line 3 column 1, while scanning for the next token (YAML takes no tabs to indent: use spaces)",
+            ),
+            (
+                "kind: Pod\nmetadata:\n  name: a\n   namespace: b\n",
+                "4: : mapping values are not allowed in this context at line 4 column 13 (is the line indented as its neighbours are?)",
+            ),
+            (
+                "kind: Pod\nmetadata:\n  name: a\n  name: b\n",
+                "3: metadata: duplicate entry with key \"name\" at line 3 column 3",
+            ),
+            (
+                "kind: HttpRoute\nmetadata: {name: a}\n",
+                "1: kind: \"HttpRoute\" is not a kind that the mesh reads: write HTTPRoute",
+            ),
+        ] {
+            assert_eq!(messages(text), [expected]);
+        }
     }
 }

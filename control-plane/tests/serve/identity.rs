@@ -10,7 +10,7 @@ use tonic::Code;
 
 use crate::{
     client::{Leaf, Stream, connect, join},
-    world::{World, get, token},
+    world::{PATIENCE, World, get, pod, token},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -135,21 +135,59 @@ async fn a_certificate_of_another_authority_does_not_get_in() {
     foreign.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_pod_that_is_gone_or_has_another_account_is_not_renewed() {
-    let world = World::shop();
-    let (running, ca) = (world.start().await, world.path("state").join(ROOTS_FILE));
-    let leaf = join(running.address, &ca, &world.token("web"), "shop/web-0").await.unwrap();
-    world.remove("web.yaml");
-    let gone = async {
+/// What a renewal is answered once it is refused.
+async fn refusal(leaf: &Leaf, address: std::net::SocketAddr, ca: &std::path::Path) -> tonic::Status {
+    let refused = async {
         loop {
-            match leaf.renew(running.address, &ca).await {
+            match leaf.renew(address, ca).await {
                 Ok(_) => tokio::time::sleep(Duration::from_millis(20)).await,
                 Err(status) => return status,
             }
         }
     };
-    let status = tokio::time::timeout(crate::world::PATIENCE, gone).await.unwrap();
-    assert_eq!(status.code(), Code::NotFound);
+    tokio::time::timeout(PATIENCE, refused).await.expect("still renewed")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_is_gone_finished_unmeshed_or_of_another_account_gets_no_certificate() {
+    let world = World::shop();
+    let (running, ca) = (world.start().await, world.path("state").join(ROOTS_FILE));
+    let leaf = join(running.address, &ca, &world.token("web"), "shop/web-0").await.unwrap();
+    let good = pod("web-0", "web", "127.0.1.1");
+    for (text, code, word) in [
+        (good.replace("serviceAccountName: web", "serviceAccountName: api"), Code::PermissionDenied, "api"),
+        (good.replace("\"true\"", "\"false\""), Code::FailedPrecondition, "not meshed"),
+        (good.replace("status: {", "status: {phase: Failed, "), Code::FailedPrecondition, "finished"),
+    ] {
+        world.write("web.yaml", &text);
+        let status = refusal(&leaf, running.address, &ca).await;
+        assert_eq!(status.code(), code, "{status}");
+        assert!(status.message().contains(word), "{word}: {status}");
+        let joined = join(running.address, &ca, &world.token("web"), "shop/web-0").await.map(|_| ());
+        assert_eq!(joined.unwrap_err().code(), code);
+        world.write("web.yaml", &good);
+        let renewed = async {
+            while leaf.renew(running.address, &ca).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, renewed).await.expect("not renewed again");
+    }
+    world.remove("web.yaml");
+    assert_eq!(refusal(&leaf, running.address, &ca).await.code(), Code::NotFound);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_had_the_pods_name_under_another_account_gets_no_stream() {
+    let world = World::shop();
+    let (running, ca) = (world.start().await, world.path("state").join(ROOTS_FILE));
+    let leaf = join(running.address, &ca, &world.token("web"), "shop/web-0").await.unwrap();
+    world.write("web.yaml", &pod("web-0", "api", "127.0.1.1"));
+    refusal(&leaf, running.address, &ca).await;
+    let channel = connect(running.address, &ca, Some(&leaf)).await.unwrap();
+    let mut stream = Stream::open(channel, "shop/web-0", vec![], vec![]).await.unwrap();
+    let status = stream.next().await.unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied, "{status}");
     running.stop().await;
 }

@@ -2,6 +2,7 @@
 
 mod client;
 mod discovery;
+mod effect;
 mod identity;
 mod restart;
 mod world;

@@ -14,12 +14,18 @@ pub enum Kind {
     Data = 0,
     /// HEADERS.
     Headers = 1,
+    /// PRIORITY.
+    Priority = 2,
     /// RST_STREAM.
     Reset = 3,
     /// SETTINGS.
     Settings = 4,
+    /// PUSH_PROMISE.
+    PushPromise = 5,
     /// PING.
     Ping = 6,
+    /// GOAWAY.
+    GoAway = 7,
     /// WINDOW_UPDATE.
     WindowUpdate = 8,
     /// CONTINUATION.

@@ -154,7 +154,10 @@ impl Mesh {
                 needed.backends.insert((name, port));
                 key
             }
-            Err(_) => format!("{}:{}", backend_name(route, backend), backend.port.unwrap_or(0)),
+            // Not the key of a Service: that one may be there for another reason, and would get the share.
+            Err(_) => {
+                format!("{} {}:{}", backend.kind, backend_name(route, backend), backend.port.unwrap_or(0))
+            }
         }
     }
 }

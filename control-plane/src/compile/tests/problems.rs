@@ -45,24 +45,26 @@ fn each_reference_that_leads_nowhere_is_named() {
         ),
         (
             route(parent, "{name: nobody, port: 80}"),
-            &["HTTPRoute shop/r: spec.rules[0].backendRefs[0]: Service shop/nobody does not exist"],
+            &[
+                "HTTPRoute shop/r: spec.rules[0].backendRefs[0]: Service shop/nobody does not exist: its share of the requests gets 500",
+            ],
         ),
         (
             route(parent, "{name: reviews-v1, port: 81}"),
             &[
-                "HTTPRoute shop/r: spec.rules[0].backendRefs[0]: Service shop/reviews-v1 has no port 81; it has 9080",
+                "HTTPRoute shop/r: spec.rules[0].backendRefs[0]: Service shop/reviews-v1 has no port 81; it has 9080: its share of the requests gets 500",
             ],
         ),
         (
             route(parent, "{name: reviews-v1}"),
             &[
-                "HTTPRoute shop/r: spec.rules[0].backendRefs[0]: no port is given, and a Service (shop/reviews-v1) needs one",
+                "HTTPRoute shop/r: spec.rules[0].backendRefs[0]: no port is given, and a Service (shop/reviews-v1) needs one: its share of the requests gets 500",
             ],
         ),
         (
             route(parent, "{name: x, namespace: elsewhere, port: 80}"),
             &[
-                "HTTPRoute shop/r: spec.rules[0].backendRefs[0]: Service elsewhere/x is in another namespace than the route, which needs a ReferenceGrant; these are not supported",
+                "HTTPRoute shop/r: spec.rules[0].backendRefs[0]: Service elsewhere/x is in another namespace than the route, which needs a ReferenceGrant; these are not supported: its share of the requests gets 500",
             ],
         ),
     ] {
@@ -79,7 +81,9 @@ fn a_problem_goes_when_what_was_missing_comes_and_says_where_it_is_written() {
     mesh.apply(vec![Change::Place(object, Place { file: PathBuf::from("m/r.yaml"), line: 7 })]);
     assert_eq!(
         problems(&mesh),
-        ["m/r.yaml:7: HTTPRoute shop/r: spec.rules[0].backendRefs[0]: Service shop/late does not exist"]
+        [
+            "m/r.yaml:7: HTTPRoute shop/r: spec.rules[0].backendRefs[0]: Service shop/late does not exist: its share of the requests gets 500"
+        ]
     );
     mesh.apply(upserts(reviews));
     assert!(problems(&mesh).is_empty());
@@ -173,5 +177,38 @@ fn an_access_policy_that_cannot_be_used_denies_instead_of_vanishing() {
     assert_eq!(
         problems(&mesh),
         ["AccessPolicy shop/p: spec.rules[0].to[0].methods[0]: \"get\" is not a method in capitals"]
+    );
+}
+
+#[test]
+fn a_share_of_a_backend_that_may_not_be_used_goes_to_no_service_of_that_name() {
+    let parent = "{group: '', kind: Service, name: reviews}";
+    // The port's own backend is there for its own sake, under the key that the reference would have had.
+    let mesh = mesh(&format!(
+        "{SHOP}\n---\n{}",
+        route(parent, "{group: multicluster.x-k8s.io, kind: ServiceImport, name: reviews, port: 9080}")
+    ));
+    let destination = mesh.destination("shop", "reviews:9080").value.unwrap();
+    let keys: Vec<_> = destination.backends.iter().map(|backend| &backend.key).collect();
+    let rule = destination.http_routes.iter().find(|route| route.name == "shop/r").unwrap().rule;
+    let share = &destination.http_rules[rule as usize].backends[0];
+    assert!(!keys.contains(&&share.backend), "{share:?} is among {keys:?}");
+}
+
+#[test]
+fn what_would_go_unnoticed_is_said() {
+    let nowhere = "{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {name: r, namespace: shop}, spec: {rules: [{}]}}";
+    assert_eq!(
+        problems(&mesh(nowhere)),
+        [
+            "HTTPRoute shop/r: spec.parentRefs: names nothing, so the route has no effect: name a Service, with group: \"\" and kind: Service"
+        ]
+    );
+    let pod = "{apiVersion: v1, kind: Pod, metadata: {name: p, namespace: shop, annotations: {heddle.dev/sidecar: 'yes'}}}";
+    assert_eq!(
+        problems(&mesh(pod)),
+        [
+            "Pod shop/p: metadata.annotations[heddle.dev/sidecar]: \"yes\" is neither \"true\" nor \"false\": the pod counts as one without sidecar"
+        ]
     );
 }

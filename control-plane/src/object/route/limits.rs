@@ -10,7 +10,14 @@ use super::{
 };
 use crate::{diagnostics::FieldError, object::Kind};
 
-/// What was found.
+/// Memory of one compiled expression, as the sidecar has it.
+const REGEX_BYTES: usize = 1 << 20;
+/// Headers that say where a message ends or belong to one connection. A sidecar refuses a filter that changes them.
+const FRAMING: [&str; 7] =
+    ["connection", "content-length", "te", "trailer", "transfer-encoding", "upgrade", "expect"];
+
+/// What was found. Whatever a sidecar would refuse is an error here, where its owner sees it: a sidecar refuses the
+/// whole Destination.
 #[derive(Default)]
 pub(super) struct Limits {
     pub errors: Vec<FieldError>,
@@ -50,9 +57,11 @@ impl Limits {
         }
     }
 
+    /// The sidecar anchors the expression and gives it as much memory.
     fn regex(&mut self, field: impl Display, kind: TextKind, value: &str) {
+        let built = |text: &str| regex::RegexBuilder::new(text).size_limit(REGEX_BYTES).build();
         if kind == TextKind::RegularExpression
-            && let Err(error) = regex::Regex::new(value)
+            && let Err(error) = built(value).and_then(|_| built(&format!(r"\A(?:{value})\z")))
         {
             // The first line of the message is a picture of the expression; the last says what is wrong.
             let text = error.to_string();
@@ -67,6 +76,33 @@ impl Limits {
         }
     }
 
+    /// The name of a header that a filter changes.
+    fn changed_header(&mut self, field: impl Display, name: &str, may_be_host: bool) {
+        let owned = FRAMING.iter().any(|framing| name.eq_ignore_ascii_case(framing));
+        if owned || !may_be_host && name.eq_ignore_ascii_case("host") {
+            self.error(field.to_string(), format!("{name} belongs to HTTP itself: no filter may change it"));
+        } else {
+            self.header_name(field, name);
+        }
+    }
+
+    fn hostname(&mut self, field: impl Display, name: Option<&str>) {
+        let Some(name) = name else { return };
+        let label = |label: &str| {
+            let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+            (1..=63).contains(&label.len())
+                && label.bytes().all(inner)
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+        };
+        if name.len() > 253 || !name.split('.').all(label) {
+            self.error(
+                field.to_string(),
+                format!("{name:?} is not a host name in small letters, without port"),
+            );
+        }
+    }
+
     fn spec(&mut self, kind: Kind, spec: &Spec) {
         let mesh = spec.parent_refs.iter().any(ParentRef::is_service);
         if mesh && !spec.hostnames.is_empty() {
@@ -78,8 +114,19 @@ impl Limits {
         for (i, parent) in spec.parent_refs.iter().enumerate() {
             self.within(format_args!("spec.parentRefs[{i}].port"), parent.port, 1..=65535);
         }
+        if spec.parent_refs.is_empty() {
+            self.warnings.push(FieldError::warning(
+                "spec.parentRefs",
+                "names nothing, so the route has no effect: name a Service, with group: \"\" and kind: Service",
+            ));
+        }
         if kind == Kind::TcpRoute && spec.rules.len() != 1 {
             self.error("spec.rules", format!("{} rules, but a TCPRoute has exactly one", spec.rules.len()));
+        } else if spec.rules.is_empty() {
+            self.error("spec.rules", "names nothing: give at least one rule with backendRefs");
+        }
+        if kind == Kind::TcpRoute && spec.rules.iter().any(|rule| rule.backend_refs.is_empty()) {
+            self.error("spec.rules[0].backendRefs", "names nothing: give at least one backend");
         }
         for (i, rule) in spec.rules.iter().enumerate() {
             self.rule(&format!("spec.rules[{i}]"), rule);
@@ -100,6 +147,15 @@ impl Limits {
         }
         self.duration(format_args!("{at}.timeouts.request"), rule.timeouts.request.as_deref());
         self.duration(format_args!("{at}.timeouts.backendRequest"), rule.timeouts.backend_request.as_deref());
+        let (whole, each) = (&rule.timeouts.request, &rule.timeouts.backend_request);
+        let parse = |text: &Option<String>| text.as_deref().and_then(Duration::parse);
+        if let (Some(whole), Some(each)) = (parse(whole), parse(each))
+            && whole.as_millis() != 0
+            && each > whole
+        {
+            let message = format!("{each} is longer than timeouts.request, {whole}");
+            self.error(format!("{at}.timeouts.backendRequest"), message);
+        }
         if let Some(retry) = &rule.retry {
             self.within(format_args!("{at}.retry.attempts"), retry.attempts, 0..=1000);
             self.duration(format_args!("{at}.retry.backoff"), retry.backoff.as_deref());
@@ -136,6 +192,9 @@ impl Limits {
             self.regex(format_args!("{at}.headers[{i}].value"), header.kind, &header.value);
         }
         for (i, query) in condition.query_params.iter().enumerate() {
+            if query.name.is_empty() {
+                self.error(format!("{at}.queryParams[{i}].name"), "is empty");
+            }
             self.regex(format_args!("{at}.queryParams[{i}].value"), query.kind, &query.value);
         }
     }
@@ -146,11 +205,11 @@ impl Limits {
             let missing = |name: &str| format!("type is {} but {name} is not given", filter.kind);
             match filter.kind.as_str() {
                 "RequestHeaderModifier" => match &filter.request_header_modifier {
-                    Some(modifier) => self.modifier(&format!("{at}.requestHeaderModifier"), modifier),
+                    Some(modifier) => self.modifier(&format!("{at}.requestHeaderModifier"), modifier, true),
                     None => self.error(&at, missing("requestHeaderModifier")),
                 },
                 "ResponseHeaderModifier" => match &filter.response_header_modifier {
-                    Some(modifier) => self.modifier(&format!("{at}.responseHeaderModifier"), modifier),
+                    Some(modifier) => self.modifier(&format!("{at}.responseHeaderModifier"), modifier, false),
                     None => self.error(&at, missing("responseHeaderModifier")),
                 },
                 "RequestRedirect" => match &filter.request_redirect {
@@ -159,6 +218,7 @@ impl Limits {
                 },
                 "URLRewrite" => match &filter.url_rewrite {
                     Some(rewrite) => {
+                        self.hostname(format_args!("{at}.urlRewrite.hostname"), rewrite.hostname.as_deref());
                         self.path(&format!("{at}.urlRewrite.path"), rewrite.path.as_ref(), prefixes);
                     }
                     None => self.error(&at, missing("urlRewrite")),
@@ -172,11 +232,22 @@ impl Limits {
         }
     }
 
-    fn modifier(&mut self, at: &str, modifier: &HeaderModifier) {
+    /// A request's Host may be set, but neither doubled nor taken away (RFC 9112, 3.2).
+    fn modifier(&mut self, at: &str, modifier: &HeaderModifier, request: bool) {
         for (list, headers) in [("set", &modifier.set), ("add", &modifier.add)] {
             for (i, header) in headers.iter().enumerate() {
-                self.header_name(format_args!("{at}.{list}[{i}].name"), &header.name);
-                if http::HeaderValue::from_str(&header.value).is_err() {
+                let host = header.name.eq_ignore_ascii_case("host");
+                self.changed_header(
+                    format_args!("{at}.{list}[{i}].name"),
+                    &header.name,
+                    request && list == "set",
+                );
+                let usable = if host {
+                    http::uri::Authority::try_from(header.value.as_str()).is_ok()
+                } else {
+                    http::HeaderValue::from_str(&header.value).is_ok()
+                };
+                if !usable {
                     self.error(
                         format!("{at}.{list}[{i}].value"),
                         format!("{:?} cannot be sent", header.value),
@@ -185,12 +256,13 @@ impl Limits {
             }
         }
         for (i, name) in modifier.remove.iter().enumerate() {
-            self.header_name(format_args!("{at}.remove[{i}]"), name);
+            self.changed_header(format_args!("{at}.remove[{i}]"), name, false);
         }
     }
 
     fn redirect(&mut self, at: &str, redirect: &Redirect, prefixes: bool) {
         self.within(format_args!("{at}.port"), redirect.port, 1..=65535);
+        self.hostname(format_args!("{at}.hostname"), redirect.hostname.as_deref());
         if let Some(code) = redirect.status_code
             && ![301, 302, 303, 307, 308].contains(&code)
         {
@@ -201,6 +273,16 @@ impl Limits {
 
     fn path(&mut self, at: &str, path: Option<&PathModifier>, prefixes: bool) {
         let Some(path) = path else { return };
+        for (name, text) in
+            [("replaceFullPath", &path.replace_full_path), ("replacePrefixMatch", &path.replace_prefix_match)]
+        {
+            let Some(text) = text else { continue };
+            // The sidecar puts a slash before what has none.
+            let absolute = format!("/{}", text.trim_start_matches('/'));
+            if text.contains(['?', '#']) || http::uri::PathAndQuery::try_from(absolute).is_err() {
+                self.error(format!("{at}.{name}"), format!("{text:?} is not a path"));
+            }
+        }
         match (path.kind.as_str(), &path.replace_full_path, &path.replace_prefix_match) {
             ("ReplaceFullPath", Some(_), None) => {}
             ("ReplacePrefixMatch", None, Some(_)) if prefixes => {}

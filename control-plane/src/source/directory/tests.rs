@@ -167,3 +167,20 @@ async fn the_source_ends_when_nobody_listens() {
     drop(batches);
     tokio::time::timeout(LONG, source).await.expect("still running").unwrap().unwrap();
 }
+
+#[test]
+fn a_file_that_is_saved_without_end_is_read_all_the_same() {
+    let (mut pending, start) = (Pending::default(), Instant::now());
+    let (mut read, mut looked) = (false, false);
+    for step in 0..2000 {
+        let now = start + Duration::from_millis(step);
+        pending.take_notice(Notice::Whole("a.yaml".into()), now);
+        pending.take_notice(Notice::Everything, now);
+        if pending.due().is_some_and(|due| due <= now) {
+            let work = pending.take(now);
+            read |= !work.paths.is_empty();
+            looked |= work.everything;
+        }
+    }
+    assert!(read && looked);
+}
