@@ -104,7 +104,8 @@ pub fn bind_one(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// Accepts on one socket for ever.
 ///
-/// A worker whose queue is full is passed over; when all are, accepting waits: the kernel's backlog is the bound.
+/// Where the queue of the worker with the fewest connections is full, accepting waits: the kernel's backlog is the
+/// bound.
 pub async fn accept(bound: Bound, workers: Vec<Handoff>) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(bound.socket)?;
     let mut exhausted = false;

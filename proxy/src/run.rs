@@ -108,7 +108,7 @@ fn settings(args: &RunArgs, listeners: &crate::cli::Listeners) -> anyhow::Result
     Ok(Settings {
         pod: args.pod.clone(),
         pod_ips,
-        own_ports: listening.map(|address| address.port()).collect(),
+        listening: listening.collect(),
         detect_timeout: args.detect_timeout,
         header_limit: args.header_limit as usize,
         drain_time: args.drain_time,

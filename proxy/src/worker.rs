@@ -1,6 +1,11 @@
 //! What one traffic worker has at hand, and what all of them agree on.
 
-use std::{net::IpAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use heddle_api::identity::PodName;
 use tokio::sync::watch;
@@ -56,8 +61,8 @@ pub struct Settings {
     pub pod: PodName,
     /// Its addresses.
     pub pod_ips: Vec<IpAddr>,
-    /// Ports on which this sidecar listens; nothing dials them for an application.
-    pub own_ports: Vec<u16>,
+    /// Where this sidecar listens; nothing dials it for an application.
+    pub listening: Vec<SocketAddr>,
     /// How long a client may be silent before it is taken to wait for the server.
     pub detect_timeout: Duration,
     /// Bytes of header names plus values, on HTTP/1 and HTTP/2 alike.
@@ -70,12 +75,20 @@ impl Settings {
     /// Whether an address is the sidecar itself: nothing may be dialled there on an application's behalf, or a
     /// connection would come back to where it began, with this pod's identity.
     #[must_use]
-    pub fn is_own_port(&self, address: std::net::SocketAddr) -> bool {
+    pub fn is_own_port(&self, address: SocketAddr) -> bool {
         let ip = address.ip().to_canonical();
-        self.own_ports.contains(&address.port())
-            && (self.pod_ips.contains(&ip)
-                || ip.is_unspecified()
-                || crate::capture::source_is_this_pod(ip, self))
+        let is_own = || {
+            self.pod_ips.contains(&ip) || ip.is_unspecified() || crate::capture::source_is_this_pod(ip, self)
+        };
+        // The five ports are the sidecar's at every address of the pod; what else listens, listens at one address,
+        // where the application may have another with the same port.
+        (heddle_api::ports::SIDECAR.contains(&address.port()) && is_own())
+            || self.listening.iter().filter(|own| own.port() == address.port()).any(|own| {
+                let own = own.ip().to_canonical();
+                own == ip
+                    || (ip.is_unspecified() && is_own())
+                    || (own.is_unspecified() && (is_own() || ip.is_loopback()))
+            })
     }
 
     /// Settings for unit tests.
@@ -85,7 +98,7 @@ impl Settings {
         Self {
             pod: PodName { namespace: "test".into(), name: "pod".into() },
             pod_ips: vec![IpAddr::from([127, 0, 0, 1])],
-            own_ports: heddle_api::ports::SIDECAR.to_vec(),
+            listening: Vec::new(),
             detect_timeout: Duration::from_millis(100),
             header_limit: 65_536,
             drain_time: Duration::from_secs(30),
@@ -146,6 +159,28 @@ mod tests {
             ("[::ffff:127.0.0.2]:15006", true),
             ("127.0.0.2:8080", false),
             ("127.0.0.3:15008", false),
+        ] {
+            assert_eq!(settings.is_own_port(address.parse().unwrap()), own, "{address}");
+        }
+    }
+
+    #[test]
+    fn where_else_the_sidecar_listens_is_its_own_and_the_same_port_elsewhere_is_not() {
+        let listening = ["127.0.0.9:5432", "0.0.0.0:9000", "127.0.0.9:15100"];
+        let settings = Settings {
+            pod_ips: vec!["127.0.0.2".parse().unwrap()],
+            listening: listening.map(|address| address.parse().unwrap()).to_vec(),
+            ..Settings::for_tests()
+        };
+        for (address, own) in [
+            ("127.0.0.9:5432", true),
+            ("[::ffff:127.0.0.9]:5432", true),
+            ("127.0.0.9:15100", true),
+            // The pod's own application has that port too.
+            ("127.0.0.2:5432", false),
+            ("127.0.0.2:9000", true),
+            ("127.0.0.3:9000", true),
+            ("10.0.0.3:9000", false),
         ] {
             assert_eq!(settings.is_own_port(address.parse().unwrap()), own, "{address}");
         }

@@ -58,6 +58,10 @@ async fn what_breaks_http_is_answered_400_and_never_reaches_the_application() {
         let status = status_of(&shop, bytes).await;
         assert!(matches!(status, 400 | 0 | 501 | 505), "{what}: {status}");
     }
+    // Whether hyper refused it or the sidecar.
+    let labels = [("direction", "outbound"), ("reason", "BadRequest")];
+    let counted = shop.web.scrape().await.unwrap().sum("heddle_refused_total", &labels);
+    assert!(counted >= (cases.len() - 2) as f64, "{counted} of {}", cases.len());
     let reached: Vec<_> = shop.reviews[0].app().seen().into_iter().skip(before as usize).collect();
     assert!(reached.is_empty(), "the application saw {reached:?}");
     let answer = shop.web.http1().await.unwrap().get(HOST, "/").await.unwrap();

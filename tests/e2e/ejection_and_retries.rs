@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use heddle_tests::{
     app::Mode,
-    client::body,
+    client::{Raw, body},
     eventually,
     load::{Load, Plan},
 };
@@ -50,6 +50,20 @@ async fn callers_see_none_of_an_endpoint_that_answers_503_and_it_returns_when_he
         Ok(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn upgrades_see_none_of_an_endpoint_that_refuses_connections() {
+    let shop = shop::open(3).await;
+    shop.reviews[0].app().stop();
+    for n in 0..30 {
+        let mut client = Raw::connect(shop.web.outbound()).await.unwrap();
+        let ask =
+            format!("GET /upgrade HTTP/1.1\r\nHost: {HOST}\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n");
+        client.send(ask).await.unwrap();
+        let head = client.read_until("\r\n\r\n").await.unwrap();
+        assert!(head.starts_with("HTTP/1.1 101"), "upgrade {n}: {head}");
+    }
 }
 
 #[tokio::test]

@@ -12,7 +12,10 @@ use heddle_tests::{
 use http::{Method, Request, Version};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
-use tokio::sync::mpsc;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::mpsc,
+};
 
 use crate::shop::{self, HOST};
 
@@ -233,6 +236,87 @@ async fn long_lived_http2_clients_are_balanced_per_request() {
         let got = pod.app().requests() - before;
         assert!((35..=45).contains(&got), "{} got {got} of 120", pod.name);
     }
+}
+
+#[tokio::test]
+async fn a_refused_head_has_its_reason_and_no_body() {
+    let shop = shop::open(1).await;
+    shop.world.save("empty.yaml", &manifest::service("shop/empty", 9080, "http", "app: nobody")).unwrap();
+    shop.web.answers("empty:9080", "/", |answer| answer.reason() == "NoEndpoints").await;
+    shop.access_policy("no-secrets", "Deny", "  - to: [{paths: [\"/secret/*\"]}]");
+    shop.web.answers(HOST, "/secret/x", |answer| answer.status == 403).await;
+    for mut client in [shop.web.http1().await.unwrap(), shop.web.http2().await.unwrap()] {
+        // By the caller's sidecar, and by the other one.
+        for (host, status, reason) in [("empty:9080", 503, "NoEndpoints"), (HOST, 403, "AccessDenied")] {
+            let answer = client.request(Method::HEAD, host, "/secret/x", empty()).await.unwrap();
+            assert_eq!((answer.status, answer.reason(), answer.body.len()), (status, reason, 0));
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_upgraded_connection_that_is_reset_does_not_look_ended() {
+    let mut world = World::new().unwrap();
+    shop::declare(&world, 1);
+    world.start_control_plane().await.unwrap();
+    let reviews = world.pod("shop/reviews-v1").ports(&[9080]).start().await.unwrap();
+    let _app = TcpApp::start(reviews.port(9080), |mut stream| async move {
+        let mut asked = Vec::new();
+        while !asked.ends_with(b"\r\n\r\n") {
+            asked.push(stream.read_u8().await?);
+        }
+        let switching =
+            "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\nhello";
+        stream.write_all(switching.as_bytes()).await?;
+        stream.read_u8().await?;
+        socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))
+    })
+    .await
+    .unwrap();
+    let web = world.pod("shop/web").start().await.unwrap();
+    let ask = format!("GET / HTTP/1.1\r\nHost: {HOST}\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n");
+    let tunnel = format!("CONNECT {HOST} HTTP/1.1\r\nHost: {HOST}\r\n\r\n");
+    // To the sidecar itself, and within a CONNECT.
+    for before in [None, Some(tunnel)] {
+        let mut client = Raw::connect(web.outbound()).await.unwrap();
+        if let Some(tunnel) = before {
+            client.send(tunnel).await.unwrap();
+            let head = client.read_until("\r\n\r\n").await.unwrap();
+            assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        }
+        client.send(&ask).await.unwrap();
+        let head = client.read_until("\r\n\r\nhello").await.unwrap();
+        assert!(head.starts_with("HTTP/1.1 101"), "{head}");
+        client.send("x").await.unwrap();
+        let end = client.read_to_end().await;
+        assert!(end.is_err(), "a clean end instead of a reset: {end:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_left_before_its_answer_is_not_counted_as_served() {
+    let shop = shop::open(1).await;
+    let count = async |labels: &[(&str, &str)]| {
+        shop.web.scrape().await.unwrap().sum("http_client_request_duration_seconds_count", labels)
+    };
+    let served = [("http_response_status_code", "200")];
+    let (all, before) = (count(&[]).await, count(&served).await);
+    shop.reviews[0].app().behave(heddle_tests::app::Mode::Hang);
+    let asked = shop.reviews[0].app().requests();
+    let mut client = Raw::connect(shop.web.outbound()).await.unwrap();
+    client.send(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).await.unwrap();
+    heddle_tests::eventually("the application has the request", || async {
+        anyhow::ensure!(shop.reviews[0].app().requests() > asked, "not yet");
+        Ok(())
+    })
+    .await;
+    drop(client);
+    heddle_tests::eventually("it is counted", || async {
+        anyhow::ensure!(count(&[]).await > all, "not yet");
+        Ok(())
+    })
+    .await;
+    assert_eq!(count(&served).await, before);
 }
 
 #[tokio::test]

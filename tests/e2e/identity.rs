@@ -293,6 +293,26 @@ async fn a_connect_reaches_no_other_port_or_host_than_its_connection_is_for() {
 }
 
 #[tokio::test]
+async fn a_connect_does_not_lead_past_the_destination_that_a_connection_has() {
+    let mut world = World::new().unwrap();
+    shop::declare(&world, 1);
+    world.start_control_plane().await.unwrap();
+    let mut shop = shop::fill(world, 1).await;
+    let ip = shop.world.new_address();
+    let forward = format!("{ip}:9080=reviews:9080");
+    let client = shop.world.pod("shop/client").at(ip).sidecar_args(["--forward", &forward]).start();
+    let client = client.await.unwrap();
+    client.answers(HOST, "/", |answer| answer.status == 200).await;
+    let elsewhere = TcpApp::echo(shop.web.port(7001)).await.unwrap();
+    let authority = shop.web.port(7001).to_string();
+    let mut forwarded = Raw::connect(client.port(9080)).await.unwrap();
+    forwarded.send(format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n")).await.unwrap();
+    let (status, head, _) = forwarded.read_response().await.unwrap();
+    assert!(status == 400 && head.contains("BadRequest"), "{head}");
+    assert_eq!(elsewhere.connections(), 0);
+}
+
+#[tokio::test]
 async fn a_tunnel_cannot_carry_http_past_an_access_rule() {
     let shop = shop::open(1).await;
     shop.access_policy("no-secrets", "Deny", "  - to: [{paths: [\"/secret/*\"]}]");

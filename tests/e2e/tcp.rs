@@ -91,6 +91,25 @@ async fn an_applications_reset_is_a_reset_for_its_client() {
 }
 
 #[tokio::test]
+async fn a_server_that_breaks_off_before_anybody_spoke_does_not_look_ended() {
+    let mut world = World::new().unwrap();
+    world.save("any.yaml", &manifest::service("shop/any", 7100, "", "app: any")).unwrap();
+    world.start_control_plane().await.unwrap();
+    let any = world.pod("shop/any-v1").ports(&[7100]).start().await.unwrap();
+    let ip = world.new_address();
+    let forward = format!("{ip}:7100=any:7100");
+    let client = world.pod("shop/client").at(ip).sidecar_args(["--forward", &forward]).start().await.unwrap();
+    let _app = TcpApp::start(any.port(7100), |stream| async move {
+        socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO))
+    })
+    .await
+    .unwrap();
+    let mut connection = Raw::connect(client.port(7100)).await.unwrap();
+    let end = connection.read_to_end().await;
+    assert!(end.is_err(), "a clean end instead of a reset: {end:?}");
+}
+
+#[tokio::test]
 async fn a_connection_that_cannot_be_made_is_reset_not_ended() {
     let (_world, client, _db) = world().await;
     // Nobody listens at the application's port.

@@ -51,9 +51,12 @@ impl LoadGuard {
                 stats.succeeded();
                 false
             }
-            // It took at least this long.
+            // It took at least this long. Of an endpoint not known yet that says nothing: a moment would make it the
+            // fastest of all.
             Outcome::Neutral => {
-                stats.latency.observe_at_least(nanos, now);
+                if stats.latency.get(now).is_some() {
+                    stats.latency.observe_at_least(nanos, now);
+                }
                 false
             }
             // Sent before it was put out: that is known, and must not count against it on its return.

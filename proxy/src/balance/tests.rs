@@ -228,6 +228,14 @@ fn where_weights_differ_they_decide_among_near_equals_and_speed_among_others() {
 }
 
 #[test]
+fn a_cold_endpoint_is_not_taken_for_a_fast_one_because_a_client_left() {
+    let world = World::even(Algorithm::PeakEwma, 2);
+    let mut load = LoadGuard::new(world.stats(0).begin());
+    load.judge(&world.backend, Outcome::Neutral, Duration::ZERO);
+    assert_eq!(world.stats(0).latency(), None);
+}
+
+#[test]
 fn a_cold_endpoint_gets_one_request_at_a_time_until_it_answers() {
     fastrand::seed(4);
     let world = World::even(Algorithm::PeakEwma, 3);

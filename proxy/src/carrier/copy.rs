@@ -20,6 +20,7 @@ use tokio::{
 };
 
 use super::{pump::PumpError, tunnel::Tunnel};
+use crate::{detect::Rewind, plain::head::Listened};
 
 /// Sizes of the read buffer: a stream that fills one gets the next, one that rests falls back to the first. So ten
 /// thousand quiet connections cost 10 MiB, and a bulk one reads 256 KiB at a time.
@@ -46,9 +47,18 @@ impl Socket for TcpStream {
 
 impl Socket for TokioIo<Upgraded> {
     fn abort(self) {
-        // What was read ahead is lost with the connection.
-        if let Ok(parts) = self.into_inner().downcast::<TokioIo<TcpStream>>() {
-            parts.io.into_inner().abort();
+        // hyper gives a connection back only as what it was made from: dialled, accepted (looked into, and
+        // listened to), or the same within a CONNECT. What was read ahead is lost with the connection.
+        let upgraded = match self.into_inner().downcast::<TokioIo<TcpStream>>() {
+            Ok(parts) => return parts.io.into_inner().abort(),
+            Err(upgraded) => upgraded,
+        };
+        let upgraded = match upgraded.downcast::<TokioIo<Listened<Rewind<TcpStream>>>>() {
+            Ok(parts) => return parts.io.into_inner().into_inner().into_parts().1.abort(),
+            Err(upgraded) => upgraded,
+        };
+        if let Ok(parts) = upgraded.downcast::<TokioIo<Listened<Rewind<Self>>>>() {
+            parts.io.into_inner().into_inner().into_parts().1.abort();
         }
     }
 }

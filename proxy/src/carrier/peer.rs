@@ -57,7 +57,8 @@ impl SendError {
         Self { reason: Reason::UpstreamReset, sent: sent(error), source: peer.said(error) }
     }
 
-    /// An answer of the far sidecar that is no success, or breaks the carrier's rules.
+    /// A stream that ended otherwise: by an answer of the far sidecar that is no success or breaks the carrier's
+    /// rules, or by the request's own body.
     pub(super) fn of_answer(reason: Reason, peer: &Peer, what: impl std::fmt::Display) -> Self {
         Self { reason, sent: Sent::Maybe, source: peer.said(what) }
     }

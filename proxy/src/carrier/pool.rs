@@ -99,7 +99,13 @@ impl Pool {
         let (slot, response, stream) = self.open(peer, head, no_body, connect_timeout).await?;
         let opened = Instant::now();
         let pump = (!no_body).then(|| Pump::spawn(body, stream));
-        let response = response.await.map_err(|error| SendError::of_stream(peer, &error))?;
+        let response = response.await.map_err(|error| match &pump {
+            // It was reset by ourselves.
+            Some(pump) if pump.broke_off() => {
+                SendError::of_answer(Reason::BadRequest, peer, "the request's body broke off")
+            }
+            _ => SendError::of_stream(peer, &error),
+        })?;
         Ok(CarrierBody::of_response(response, slot, pump).map(|body| body.after(opened.elapsed())))
     }
 

@@ -1,8 +1,10 @@
 //! Bodies going out: `http_body::Body` into an `h2` stream, at the peer's pace; and a request's head as HTTP/2 wants it.
 
 use std::{
+    cell::Cell,
     future::poll_fn,
     pin::{Pin, pin},
+    rc::Rc,
     task::{Context, Poll, Waker},
 };
 
@@ -50,6 +52,7 @@ impl Drop for Unfinished {
 /// A request's body on its way.
 pub(super) struct Pump {
     task: AbortOnDrop,
+    broke_off: Rc<Cell<bool>>,
 }
 
 impl Pump {
@@ -60,13 +63,21 @@ impl Pump {
         B::Error: std::fmt::Display,
     {
         let mut stream = Unfinished { stream, finished: false };
+        let broke_off = Rc::new(Cell::new(false));
+        let tell = Rc::clone(&broke_off);
         let task = spawn_local(async move {
             // A body that breaks off here is a client that went away.
             if let Err(error) = pump(pin!(body), &mut stream, Reason::CANCEL).await {
+                tell.set(matches!(error, PumpError::Body(_)));
                 tracing::debug!(%error, "a request body ended early");
             }
         });
-        Self { task: AbortOnDrop(task.abort_handle()) }
+        Self { task: AbortOnDrop(task.abort_handle()), broke_off }
+    }
+
+    /// Whether the body's source failed: the reset that follows is none of the peer's.
+    pub(super) fn broke_off(&self) -> bool {
+        self.broke_off.get()
     }
 
     pub(super) fn is_finished(&self) -> bool {

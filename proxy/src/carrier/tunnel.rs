@@ -63,12 +63,15 @@ impl Tunnel {
         }
     }
 
-    /// Waits for the peer's next bytes and takes them; none: it ended or broke off. For whoever must know who speaks
-    /// first before the copying begins.
-    pub async fn receive(&mut self) -> Option<Bytes> {
-        let data = poll_fn(|cx| self.poll_receive(cx)).await?.ok()?;
+    /// Waits for the peer's next bytes and takes them; none: it ended. For whoever must know who speaks first before
+    /// the copying begins.
+    ///
+    /// # Errors
+    /// When the peer broke off.
+    pub async fn receive(&mut self) -> Result<Option<Bytes>, h2::Error> {
+        let Some(data) = poll_fn(|cx| self.poll_receive(cx)).await.transpose()? else { return Ok(None) };
         self.release(data.len());
-        Some(data)
+        Ok(Some(data))
     }
 
     /// The bytes have gone on.

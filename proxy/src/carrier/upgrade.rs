@@ -21,7 +21,7 @@ use super::{
     pump,
     tunnel::Tunnel,
 };
-use crate::reason::Reason;
+use crate::{plain::edge, reason::Reason};
 
 /// Carries the application's true status between sidecars; never seen by applications.
 pub const STATUS: HeaderName = HeaderName::from_static("heddle-status");
@@ -61,14 +61,16 @@ pub(super) fn request(mut parts: request::Parts, protocol: &str) -> Result<Reque
 /// What upgrade a request carries: none when it is no extended CONNECT.
 ///
 /// # Errors
-/// When `:protocol` is not `<METHOD> <protocol>`: the stream is to be reset with PROTOCOL_ERROR.
+/// When `:protocol` is not `<METHOD> <protocol>`, or offers HTTP, whose requests would pass by the access rules: the
+/// stream is to be reset with PROTOCOL_ERROR.
 pub fn asked<B>(request: &Request<B>) -> Result<Option<Asked>, &'static str> {
     let Some(protocol) = request.extensions().get::<Protocol>() else { return Ok(None) };
     let bad = ":protocol is not METHOD, space, protocol";
     let (method, protocol) = protocol.as_str().split_once(' ').ok_or(bad)?;
     let method = Method::from_bytes(method.as_bytes()).map_err(|_| bad)?;
     let protocol = HeaderValue::from_str(protocol).map_err(|_| bad)?;
-    if method == Method::CONNECT || protocol.is_empty() {
+    let offers_http = || protocol.as_bytes().split(|b| *b == b',').any(edge::is_http);
+    if method == Method::CONNECT || protocol.is_empty() || offers_http() {
         Err(bad)
     } else {
         Ok(Some(Asked { method, protocol }))
@@ -145,8 +147,18 @@ mod tests {
     }
 
     #[test]
-    fn a_protocol_without_method_is_malformed() {
-        for protocol in ["websocket", "", " websocket", "GET ", "CONNECT x", "G\u{7f}T x"] {
+    fn a_protocol_without_method_or_that_is_http_is_malformed() {
+        for protocol in [
+            "websocket",
+            "",
+            " websocket",
+            "GET ",
+            "CONNECT x",
+            "G\u{7f}T x",
+            "GET h2c",
+            "GET websocket, H2C",
+            "GET HTTP/2.0",
+        ] {
             let mut request = carried("GET", "websocket");
             request.extensions_mut().insert(Protocol::from(protocol));
             assert!(asked(&request).is_err(), "{protocol:?}");

@@ -28,7 +28,7 @@ use crate::{
         upgrade::{self, Asked},
     },
     metrics::{Direction, Flow, PeerRefusal},
-    plain::{PlainBody, PlainVersion, Upgrade, edge, refusal::refusal},
+    plain::{PlainBody, PlainVersion, Upgrade, edge, refusal},
     reason::Reason,
     worker::Worker,
 };
@@ -113,13 +113,13 @@ impl Connection {
     async fn request(&self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
         let (parts, body) = CarrierBody::of_request(request).into_parts();
         let record = self.record(&parts);
-        let grpc = edge::is_grpc(&parts.headers);
+        let form = refusal::Form::of(&parts.method, &parts.headers);
         let answering = self.answer(parts, body);
         // None: the caller cancelled, and with the future goes the application's request.
         let Some(answer) = unless_reset(&mut respond, answering).await else { return };
         match answer {
             Ok(answer) => reply(respond, InboundBody::application(answer, record)).await,
-            Err(refused) => refuse(respond, record, &refused, grpc, false).await,
+            Err(refused) => refuse(respond, record, &refused, form, false).await,
         }
     }
 
@@ -156,7 +156,7 @@ impl Connection {
                 let (head, body) = InboundBody::application(answer, record).into_parts();
                 reply(respond, Response::from_parts(upgrade::answer(head), body)).await;
             }
-            Err(refused) => refuse(respond, record, &refused, false, true).await,
+            Err(refused) => refuse(respond, record, &refused, refusal::Form::default(), true).await,
         }
     }
 
@@ -197,7 +197,7 @@ impl Connection {
             Err(refused) => {
                 let application = self.application.as_ref().ok().copied();
                 record::refused(&self.door, application, refused.reason, &refused.sentence);
-                return say(respond, &refused, false, false).await;
+                return say(respond, &refused, refusal::Form::default(), false).await;
             }
         };
         match Tunnel::accept(request, respond, Response::new(())) {
@@ -244,22 +244,23 @@ async fn refuse(
     respond: SendResponse<Bytes>,
     mut record: Record,
     refused: &Refused,
-    grpc: bool,
+    form: refusal::Form,
     is_upgrade: bool,
 ) {
     record.refused(refused.reason, !refused.unsent);
     drop(record);
-    say(respond, refused, grpc, is_upgrade).await;
+    say(respond, refused, form, is_upgrade).await;
 }
 
 /// REFUSED_STREAM where the caller may try elsewhere, else an answer with the reason.
-async fn say(mut respond: SendResponse<Bytes>, refused: &Refused, grpc: bool, is_upgrade: bool) {
+async fn say(mut respond: SendResponse<Bytes>, refused: &Refused, form: refusal::Form, is_upgrade: bool) {
     if refused.unsent {
         tracing::debug!(reason = %refused.reason, "not handed over: {}", refused.sentence);
         respond.send_reset(Code::REFUSED_STREAM);
         return;
     }
-    let (head, body) = InboundBody::own(refusal(refused.reason, &refused.sentence, grpc)).into_parts();
+    let (head, body) =
+        InboundBody::own(refusal::refusal(refused.reason, &refused.sentence, form)).into_parts();
     let head = if is_upgrade { upgrade::answer(head) } else { head };
     reply(respond, Response::from_parts(head, body)).await;
 }

@@ -35,7 +35,7 @@ use crate::{
     detect::{Protocol, Rewind, detect},
     meter::{Metered, Side},
     metrics::{Direction, Flow},
-    plain::{PlainBody, PlainVersion, Upgrade, edge, refusal::refusal, settings},
+    plain::{self, PlainBody, PlainVersion, Upgrade, edge, refusal, settings},
     reason::Reason,
     relay::{Relayed, relay},
     worker::Worker,
@@ -82,18 +82,23 @@ async fn redirected(door: &Rc<Door>, io: TcpStream, original: SocketAddr) -> io:
         Ok(application) => application,
         Err(refused) => return turn_away(door, &io, None, &refused),
     };
-    let silence = match declared(door, application.port()) {
-        Err(refused) => return turn_away(door, &io, Some(application), &refused),
-        Ok(AppProtocol::Opaque) => {
-            return pass_bytes(door, Rewind::new(Bytes::new(), io), application).await;
+    match declared(door, application.port()) {
+        Err(refused) => turn_away(door, &io, Some(application), &refused),
+        Ok(AppProtocol::Opaque) => pass_bytes(door, Rewind::new(Bytes::new(), io), application).await,
+        // HTTP for certain: the bytes tell the version, and are waited for. hyper answers what is no HTTP.
+        Ok(AppProtocol::Http | AppProtocol::Http1 | AppProtocol::Http2) => {
+            match detect(io, Some(IDLE)).await? {
+                (Protocol::Silent, _) => Ok(()),
+                (Protocol::Http2, io) => serve_http2(door, io, Target::Application(application)).await,
+                (Protocol::Http1 | Protocol::Tls | Protocol::Opaque, io) => {
+                    serve_http1(door, io, Target::Application(application)).await
+                }
+            }
         }
-        // HTTP for certain: the bytes tell the version, and are waited for.
-        Ok(AppProtocol::Http | AppProtocol::Http1 | AppProtocol::Http2) => IDLE,
-        Ok(AppProtocol::Detect) => door.worker.settings.detect_timeout,
-    };
-    match detect(io, Some(silence)).await? {
-        (Protocol::Silent, io) => silent(door, io.into_parts().1, application).await,
-        (protocol, io) => detected(door, io, protocol, application).await,
+        Ok(AppProtocol::Detect) => match detect(io, Some(door.worker.settings.detect_timeout)).await? {
+            (Protocol::Silent, io) => silent(door, io.into_parts().1, application).await,
+            (protocol, io) => detected(door, io, protocol, application).await,
+        },
     }
 }
 
@@ -268,13 +273,7 @@ async fn serve_http2(door: &Rc<Door>, io: Rewind<TcpStream>, target: Target) -> 
 
 /// What hyper itself refused to read is counted like what we refuse.
 fn unreadable(door: &Door, error: hyper::Error) -> io::Error {
-    let metrics = &door.worker.metrics;
-    if error.is_parse_too_large() {
-        metrics.header_limit(Direction::Inbound);
-        metrics.refused(Direction::Inbound, Reason::HeadersTooLarge);
-    } else if error.is_parse() {
-        metrics.refused(Direction::Inbound, Reason::BadRequest);
-    }
+    plain::count_unreadable(&door.worker.metrics, Direction::Inbound, &error);
     io::Error::other(error)
 }
 
@@ -283,7 +282,7 @@ async fn answer(door: Rc<Door>, target: Target, mut request: Request<Incoming>) 
     let version = request.version();
     let on_upgrade = hyper::upgrade::on(&mut request);
     let (mut parts, body) = request.into_parts();
-    let grpc = edge::is_grpc(&parts.headers);
+    let form = refusal::Form::of(&parts.method, &parts.headers);
     let read = edge::request(&mut parts, door.worker.settings.header_limit);
     let application = match &read {
         Ok(_) => application(&door, target, &parts),
@@ -305,7 +304,7 @@ async fn answer(door: Rc<Door>, target: Target, mut request: Request<Incoming>) 
         }
         Err(refused) => {
             record.refused(refused.reason, true);
-            InboundBody::own(refusal(refused.reason, &refused.sentence, grpc))
+            InboundBody::own(refusal::refusal(refused.reason, &refused.sentence, form))
         }
     };
     if version == Version::HTTP_2 {

@@ -3,10 +3,13 @@
 use http::Response;
 
 use super::body::ResponseBody;
-use crate::{plain::refusal::refusal, reason::Reason};
+use crate::{
+    plain::refusal::{Form, refusal},
+    reason::Reason,
+};
 
 /// Refuses a request, see [`refusal`].
-pub fn refuse(reason: Reason, sentence: &str, grpc: bool) -> Response<ResponseBody> {
-    refusal(reason, sentence, grpc)
+pub fn refuse(reason: Reason, sentence: &str, form: Form) -> Response<ResponseBody> {
+    refusal(reason, sentence, form)
         .map(|text| if text.is_empty() { ResponseBody::empty() } else { ResponseBody::full(text) })
 }

@@ -3,7 +3,6 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use http::{Response, request};
-use smallvec::SmallVec;
 use tokio::time::{Instant, timeout_at};
 
 use super::{
@@ -12,14 +11,12 @@ use super::{
     http::Refused,
     record::Record,
     send::send,
+    tries::{self, Tries},
 };
 use crate::{
-    balance::{self, LoadGuard, Outcome, Picked},
-    carrier::{SendError, Sent},
-    config::{Backend, Endpoint},
-    reason::Reason,
-    retry::{self, Failure},
-    worker::Worker,
+    balance::{LoadGuard, Picked},
+    config::Backend,
+    retry::Failure,
 };
 
 /// An upstream's answer.
@@ -50,43 +47,25 @@ pub async fn attempts(
     record: &mut Record,
 ) -> Result<Reply, Refused> {
     let backend = decision.backend;
-    let policy = decision.retry();
     let per_try = decision.per_try_timeout();
-    let budget = &backend.state.budget;
-    budget.deposit();
-    let mut tried: SmallVec<[SocketAddr; 4]> = SmallVec::new();
-    let mut attempt = 0;
+    let mut tries = Tries::begin(exchange.worker, backend, decision.retry(), deadline);
     loop {
         // Kept for the next try, before this one consumes them.
-        let spare = if attempt < policy.attempts { body.again().map(|b| (parts.clone(), b)) } else { None };
+        let spare = if tries.may_follow() { body.again().map(|b| (parts.clone(), b)) } else { None };
         let method = parts.method.clone();
         let limit = earliest(deadline, per_try.map(|limit| Instant::now() + limit));
         let Try { outcome, failure, address } =
-            one_try(exchange, backend, parts, body, &tried, limit, record).await;
-        let over = deadline.is_some_and(|at| Instant::now() >= at);
-        let wanted = !over && failure.is_some_and(|f| retry::may_retry(policy, &method, f, attempt));
+            one_try(exchange, backend, parts, body, &tries, limit, record).await;
+        let wanted = tries.ended(&method, failure);
         // A body that has outgrown the replay buffer cannot be sent again.
         let spare = spare.filter(|(_, body)| wanted && body.again().is_some());
-        let granted = spare.is_some() && budget.withdraw(policy);
-        if attempt > 0 || (spare.is_some() && !granted) {
-            let series = exchange.worker.metrics.backend(&backend.key);
-            if attempt > 0 {
-                series.retry(failure.is_none());
-            }
-            if spare.is_some() && !granted {
-                series.budget_exhausted();
-            }
-        }
-        let Some((next_parts, next_body)) = spare.filter(|_| granted) else {
-            return outcome.map_err(|refused| refused.after(attempt + 1));
+        let Some((next_parts, next_body)) = spare.filter(|_| tries.granted()) else {
+            return outcome.map_err(|refused| refused.after(tries.count()));
         };
         // An answer not worth giving ends its stream before the pause.
         drop(outcome);
-        tried.extend(address);
-        let pause = Instant::now() + retry::backoff(policy, attempt);
-        tokio::time::sleep_until(deadline.map_or(pause, |at| at.min(pause))).await;
+        tries.pause(address).await;
         (parts, body) = (next_parts, next_body);
-        attempt += 1;
     }
 }
 
@@ -102,67 +81,31 @@ async fn one_try(
     backend: &Arc<Backend>,
     parts: request::Parts,
     body: RequestBody,
-    tried: &[SocketAddr],
+    tries: &Tries<'_>,
     limit: Option<Instant>,
     record: &mut Record,
 ) -> Try {
-    let picked = balance::pick(backend, &backend.state.endpoints.load(), tried);
-    let Some(Picked { endpoint, mut load }) = picked else {
-        let refused = Refused::new(Reason::NoEndpoints, format!("{} has no endpoints", backend.key));
-        return Try { outcome: Err(refused), failure: None, address: None };
+    let Picked { endpoint, mut load } = match tries.pick() {
+        Ok(picked) => picked,
+        Err(refused) => return Try { outcome: Err(refused), failure: None, address: None },
     };
     record.tried(endpoint.address, endpoint.identity.is_some());
     let started = Instant::now();
     let sending = send(exchange.worker, backend, &endpoint, parts, body, exchange.version);
     let result = match limit {
-        Some(at) => timeout_at(at, sending).await.unwrap_or_else(|_| {
-            let sentence = "no response in time".to_owned();
-            Err(SendError { reason: Reason::RequestTimeout, sent: Sent::Maybe, source: sentence })
-        }),
+        Some(at) => timeout_at(at, sending).await.unwrap_or_else(|_| Err(tries::late())),
         None => sending.await,
     };
     let (outcome, failure) = match result {
         Ok((response, latency)) => {
-            let failed = is_failure(&response);
-            let judged = if failed { Outcome::Failure } else { Outcome::Success };
-            note_ejection(exchange.worker, backend, &endpoint, load.judge(backend, judged, latency));
-            let failure = (response.status().as_u16() >= 400).then(|| Failure::Status(response.status()));
+            tries.judge(&endpoint, &mut load, tries::outcome_of(&response), latency);
+            let failure = tries::failure_in(&response);
             (Ok(Reply { response, load }), failure)
         }
         Err(error) => {
-            // The client's own fault says nothing about the endpoint.
-            let judged = if error.reason == Reason::BadRequest { Outcome::Neutral } else { Outcome::Failure };
-            let ejected = load.judge(backend, judged, started.elapsed());
-            note_ejection(exchange.worker, backend, &endpoint, ejected);
-            let sentence = format!("{} at {}: {}", backend.key, endpoint.address, error.source);
-            let refused = Refused::new(error.reason, sentence);
-            (Err(refused), Some(failure_of(&error)))
+            tries.judge(&endpoint, &mut load, tries::outcome_after(&error), started.elapsed());
+            (Err(tries.refused(&endpoint, &error)), Some(tries::failure_of(&error)))
         }
     };
     Try { outcome, failure, address: Some(endpoint.address) }
-}
-
-/// Counts and logs an ejection, if there was one.
-pub fn note_ejection(worker: &Worker, backend: &Backend, endpoint: &Endpoint, ejected: bool) {
-    if ejected {
-        worker.metrics.backend(&backend.key).ejection();
-        tracing::info!(backend = %backend.key, endpoint = %endpoint.address, pod = %endpoint.pod, "endpoint ejected");
-    }
-}
-
-/// What retrying makes of an error.
-pub fn failure_of(error: &SendError) -> Failure {
-    match (error.reason, error.sent) {
-        (Reason::ConnectFailed | Reason::ConnectTimeout, _) => Failure::Connect,
-        // Another endpoint may do better: nothing was sent to this one.
-        (_, Sent::No) => Failure::NotSent,
-        (Reason::RequestTimeout, Sent::Maybe) => Failure::Timeout,
-        (_, Sent::Maybe) => Failure::Reset,
-    }
-}
-
-/// Whether an answer speaks against its endpoint: a server error, or gRPC's UNAVAILABLE without a message.
-fn is_failure(response: &Response<ResponseBody>) -> bool {
-    response.status().is_server_error()
-        || response.headers().get("grpc-status").is_some_and(|status| status == "14")
 }

@@ -168,7 +168,7 @@ async fn routed(
     let decision = match decide(exchange.destination, &mut parts)? {
         Routed::To(decision) => decision,
         Routed::Answer(response) => {
-            record.status = response.status();
+            record.status = Some(response.status());
             return Ok(*response);
         }
     };
@@ -180,7 +180,7 @@ async fn routed(
     // Of a stream, only the time to its headers is limited (DESIGN.md, defaults).
     let deadline = deadline.filter(|_| !is_stream(&response));
     decision.filter_response(&mut response);
-    record.status = response.status();
+    record.status = Some(response.status());
     Ok(response.map(|body| body.with_load(load).with_deadline(deadline)))
 }
 

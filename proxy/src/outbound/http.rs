@@ -24,7 +24,7 @@ use super::{
 use crate::{
     meter::{Metered, Side},
     metrics::Direction,
-    plain::{edge, settings},
+    plain::{self, edge, refusal::Form, settings},
     reason::Reason,
     store::{Lookup, Slot},
     worker::Worker,
@@ -53,6 +53,7 @@ where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let mut drain = worker.drain.clone();
+    let metrics = Arc::clone(&worker.metrics);
     let connection = Rc::new(Connection { worker, target, last: Cell::new(None) });
     let service = service_fn(move |request| {
         let connection = Rc::clone(&connection);
@@ -71,6 +72,7 @@ where
         }
     };
     if let Err(error) = ended {
+        plain::count_unreadable(&metrics, Direction::Outbound, &error);
         tracing::debug!(%error, "an application's HTTP/1 connection ended");
     }
 }
@@ -81,6 +83,7 @@ where
     T: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let mut drain = worker.drain.clone();
+    let metrics = Arc::clone(&worker.metrics);
     let connection = Rc::new(Connection { worker, target, last: Cell::new(None) });
     let service = service_fn(move |request| {
         let connection = Rc::clone(&connection);
@@ -96,6 +99,7 @@ where
         }
     };
     if let Err(error) = ended {
+        plain::count_unreadable(&metrics, Direction::Outbound, &error);
         tracing::debug!(%error, "an application's HTTP/2 connection ended");
     }
 }
@@ -105,13 +109,13 @@ async fn answer(connection: &Rc<Connection>, request: Request<Incoming>) -> Resp
     let worker = &connection.worker;
     let started = Instant::now();
     let version = request.version();
-    let grpc = edge::is_grpc(request.headers());
+    let form = Form::of(request.method(), request.headers());
     let mut response = match serve(connection, request, started).await {
         Ok(response) => response,
         Err(refused) => {
             worker.metrics.refused(Direction::Outbound, refused.reason);
             tracing::debug!(reason = %refused.reason, sentence = %refused.sentence, "refused");
-            refuse(refused.reason, &refused.sentence, grpc)
+            refuse(refused.reason, &refused.sentence, form)
         }
     };
     if version != Version::HTTP_2 {
@@ -165,6 +169,7 @@ async fn serve(
     })?;
 
     if parts.method == Method::CONNECT {
+        // Where the destination is known already, CONNECT would lead past it.
         return match &connection.target {
             Target::Authority => tunnel::connect(worker, &parts, on_upgrade).await,
             Target::Fixed(slot) => {

@@ -22,11 +22,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
 use super::{body::RequestBody, send};
-use crate::{
-    balance::{self, Outcome},
-    config::Backend,
-    worker::Worker,
-};
+use crate::{balance, config::Backend, worker::Worker};
 
 /// Bytes of a body that are copied.
 const MAX_BYTES: usize = 64 * 1024;
@@ -106,7 +102,6 @@ impl Copy {
     async fn exchange(self) {
         let Self { worker, backend, parts, version, kept, .. } = self;
         let Some(picked) = balance::pick(&backend, &backend.state.endpoints.load(), &[]) else { return };
-        let mut load = picked.load;
         let body = if kept.is_empty() { RequestBody::Empty } else { RequestBody::Kept(kept) };
         match send::send(&worker, &backend, &picked.endpoint, parts, body, version).await {
             Ok((response, _)) => {
@@ -117,7 +112,8 @@ impl Copy {
                 tracing::debug!(backend = %backend.key, error = %error.source, "a mirrored request failed");
             }
         }
-        load.judge(&backend, Outcome::Neutral, Duration::ZERO);
+        // Counted as load until here; how it went is nobody's business.
+        drop(picked.load);
     }
 }
 

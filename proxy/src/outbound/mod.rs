@@ -16,6 +16,7 @@ mod send;
 mod series;
 mod target;
 mod tcp;
+mod tries;
 mod tunnel;
 
 pub use mirror::InFlight as Mirrors;

@@ -14,12 +14,11 @@ use super::{
     refuse,
     send::speaks_http2,
     target::{self, Name},
-    tunnel::{handed_over, switched},
+    tunnel::{handed_over, passed, switched},
 };
 use crate::{
     carrier::{SendError, copy::Socket},
     config::{AppProtocol, Policy},
-    metrics::{Direction, Flow},
     plain::{PlainVersion, Upgrade, dial, edge},
     reason::Reason,
     relay::relay,
@@ -49,9 +48,8 @@ pub async fn bytes<T: Socket>(worker: &Rc<Worker>, io: T, name: &str) {
     match connect(worker, name).await {
         Ok(upstream) => {
             let idle = Policy::default().idle_timeout;
-            let passed = relay(io, upstream, bytes::Bytes::new(), idle).await;
-            worker.metrics.tcp_bytes(Direction::Outbound, Flow::ToServer, passed.forth);
-            worker.metrics.tcp_bytes(Direction::Outbound, Flow::ToClient, passed.back);
+            let relayed = relay(io, upstream, bytes::Bytes::new(), idle).await;
+            passed(worker, relayed.forth, relayed.back);
         }
         Err(refused) => refuse(worker, io, refused.reason, &refused.sentence),
     }
@@ -74,7 +72,7 @@ pub async fn http(
     let answered = send(&exchange, parts, body, upgrade, on_upgrade, &mut record).await;
     match answered {
         Ok(response) => {
-            record.status = response.status();
+            record.status = Some(response.status());
             // What follows a 101 is no longer this request.
             if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                 return Ok(response);
@@ -97,7 +95,7 @@ async fn send(
     record: &mut Record,
 ) -> Result<Response<ResponseBody>, Refused> {
     let worker = exchange.worker;
-    let address = match &exchange.slot {
+    let found = match &exchange.slot {
         Some(slot) => addresses(worker, slot.name()).await?,
         None => {
             let authority = parts.uri.authority();
@@ -107,20 +105,21 @@ async fn send(
                 .map_err(|(reason, sentence)| Refused::new(reason, sentence))?;
             addresses(worker, &name.key).await?
         }
-    }[0];
-    record.tried(address, false);
-    let failed = |error: SendError| Refused::new(error.reason, format!("at {address}: {}", error.source));
+    };
     if let Some(protocol) = upgrade {
-        let request = Request::from_parts(parts, ());
-        let answered =
-            worker.plain.upgrade(address, request, &protocol, CONNECT_TIMEOUT).await.map_err(failed)?;
-        return Ok(match answered {
+        let ask = async |address| {
+            let request = Request::from_parts(parts.clone(), ());
+            worker.plain.upgrade(address, request, &protocol, CONNECT_TIMEOUT).await
+        };
+        return Ok(match first_that_takes(&found, record, ask).await? {
             Upgrade::Declined(response) => response.map(ResponseBody::plain),
             Upgrade::Switched(response, upstream) => {
+                let worker = Rc::clone(worker);
                 tokio::task::spawn_local(async move {
                     if let Some(io) = handed_over(on_upgrade).await {
                         let idle = Policy::default().idle_timeout;
-                        relay(io, TokioIo::new(upstream), bytes::Bytes::new(), idle).await;
+                        let relayed = relay(io, TokioIo::new(upstream), bytes::Bytes::new(), idle).await;
+                        passed(&worker, relayed.forth, relayed.back);
                     }
                 });
                 switched(response, &protocol).map(|()| ResponseBody::empty())
@@ -129,9 +128,41 @@ async fn send(
     }
     let http2 = speaks_http2(AppProtocol::Detect, exchange.version, edge::is_grpc(&parts.headers));
     let version = if http2 { PlainVersion::Http2 } else { PlainVersion::Http1 };
-    let request = Request::from_parts(parts, RequestBody::new(body, false, Vec::new()));
-    let response = worker.plain.send(address, version, request, CONNECT_TIMEOUT).await.map_err(failed)?;
-    Ok(response.map(ResponseBody::plain))
+    let mut left = found.len().min(ADDRESSES);
+    let mut next = Some((parts, RequestBody::new(body, left > 1, Vec::new())));
+    let ask = async |address| {
+        // Nothing was read of what could not be sent.
+        let (parts, body) = next.take().expect("a body of which nothing was read can be sent again");
+        left -= 1;
+        if left > 0 {
+            next = body.again().map(|body| (parts.clone(), body));
+        }
+        let request = Request::from_parts(parts, body);
+        worker.plain.send(address, version, request, CONNECT_TIMEOUT).await
+    };
+    Ok(first_that_takes(&found, record, ask).await?.map(ResponseBody::plain))
+}
+
+/// Asks one address after the other, as long as none can be connected to.
+async fn first_that_takes<T>(
+    found: &[SocketAddr],
+    record: &mut Record,
+    mut ask: impl AsyncFnMut(SocketAddr) -> Result<T, SendError>,
+) -> Result<T, Refused> {
+    let mut last = Refused::new(Reason::UnknownHost, "it has no address");
+    for &address in found.iter().take(ADDRESSES) {
+        record.tried(address, false);
+        match ask(address).await {
+            Ok(answer) => return Ok(answer),
+            Err(error) => {
+                last = Refused::new(error.reason, format!("at {address}: {}", error.source));
+                if !matches!(error.reason, Reason::ConnectFailed | Reason::ConnectTimeout) {
+                    break;
+                }
+            }
+        }
+    }
+    Err(last)
 }
 
 /// Where a `host:port` is: an address as it stands, a name by DNS. At least one.

@@ -17,8 +17,8 @@ pub struct Record {
     method: Method,
     uri: Uri,
     started: Instant,
-    /// What the client gets.
-    pub status: StatusCode,
+    /// What the client gets; none: it left before there was an answer.
+    pub status: Option<StatusCode>,
     /// Why, if the sidecar had a word in it.
     pub reason: Option<Reason>,
     /// Where the last try went.
@@ -59,7 +59,7 @@ impl Record {
             method,
             uri,
             started,
-            status: StatusCode::OK,
+            status: None,
             reason: None,
             endpoint: None,
             tries: 0,
@@ -82,7 +82,7 @@ impl Record {
 
     /// The sidecar itself answers.
     pub fn refused(&mut self, reason: Reason) {
-        self.status = reason.status();
+        self.status = Some(reason.status());
         self.reason = Some(reason);
     }
 }
@@ -92,10 +92,9 @@ impl Drop for Record {
         let worker = &self.worker;
         let elapsed = self.started.elapsed();
         let series = worker.series.get(&worker.metrics, &self.key);
-        series.record(&self.method, Some(self.status), self.reason, elapsed);
+        series.record(&self.method, self.status, self.reason, elapsed);
         let policy = worker.store.inbound().map_or(AccessLog::default(), |inbound| inbound.access_log);
-        let error = self.reason.is_some() || self.status.is_server_error();
-        if policy == AccessLog::Off || (policy == AccessLog::Errors && !error) {
+        if policy == AccessLog::Off {
             return;
         }
         let entry = Entry {
@@ -104,7 +103,7 @@ impl Drop for Record {
             method: Some(self.method.as_str()),
             authority: self.uri.authority().map(http::uri::Authority::as_str),
             path: Some(self.uri.path()),
-            status: Some(self.status.as_u16()),
+            status: self.status.map(|status| status.as_u16()),
             reason: self.reason,
             duration: elapsed,
             service: Some(&self.key.service),

@@ -1,31 +1,29 @@
 //! Bytes that are not looked into: a connection to an endpoint, tried elsewhere if it cannot be made.
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{rc::Rc, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use heddle_api::carrier::Form;
-use smallvec::SmallVec;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{
-    attempt::{failure_of, note_ejection},
     http::{self, Refused, Target},
     refuse, send,
+    tries::{self, Tries},
+    tunnel::passed,
 };
 use crate::{
-    balance::{self, LoadGuard, Outcome, Picked},
+    balance::{LoadGuard, Outcome, Picked},
     carrier::{self, SendError, Tunnel, copy::Socket},
     config::{Backend, Destination, Endpoint},
     detect::{Detector, Protocol, Rewind},
-    metrics::{Direction, Flow},
     plain::dial,
     reason::Reason,
     relay::relay,
-    retry,
     store::Slot,
     worker::Worker,
 };
@@ -42,6 +40,13 @@ struct Connected {
     /// Counts the connection as load while it lasts.
     _load: LoadGuard,
     idle: Duration,
+}
+
+/// How a server begins.
+enum First {
+    Bytes(Bytes),
+    End,
+    BrokenOff,
 }
 
 /// Serves a connection whose bytes are the client's and the server's alone.
@@ -64,18 +69,21 @@ pub async fn serve_silent<T: Socket + Send + 'static>(
         Err(refused) => return refuse(&worker, io.into_parts().1, refused.reason, &refused.sentence),
     };
     let mut detector = Detector::new(io.into_parts().1);
+    let idle = connected.idle;
     let found = tokio::select! {
         greeting = connected.first() => Err(greeting),
         found = detector.protocol(None) => Ok(found),
+        () = sleep(idle) => Err(First::BrokenOff),
     };
     let mut io = detector.replay();
     match found {
-        Err(Some(greeting)) => match timeout(connected.idle, io.write_all(&greeting)).await {
+        Err(First::Bytes(greeting)) => match timeout(idle, io.write_all(&greeting)).await {
             Ok(Ok(())) => connected.copy(&worker, io).await,
             _ => tracing::debug!("the client left as the server greeted it"),
         },
-        // The server closed without a word; the client sees it close.
-        Err(None) => drop(connected),
+        // The server says nothing and may still listen.
+        Err(First::End) => connected.copy(&worker, io).await,
+        Err(First::BrokenOff) => io.into_parts().1.abort(),
         Ok(Err(error)) => tracing::debug!(%error, "a silent connection ended"),
         Ok(Ok(Protocol::Http1)) => {
             drop(connected);
@@ -90,14 +98,20 @@ pub async fn serve_silent<T: Socket + Send + 'static>(
 }
 
 impl Connected {
-    /// The server's first bytes; none: it ended.
-    async fn first(&mut self) -> Option<Bytes> {
-        match &mut self.upstream {
-            Upstream::Tunnel(tunnel) => tunnel.receive().await,
+    /// What comes from the server first.
+    async fn first(&mut self) -> First {
+        let read = match &mut self.upstream {
+            Upstream::Tunnel(tunnel) => tunnel.receive().await.map_err(drop),
             Upstream::Plain(io) => {
                 let mut buffer = bytes::BytesMut::with_capacity(4096);
-                matches!(io.read_buf(&mut buffer).await, Ok(1..)).then(|| buffer.freeze())
+                let read = io.read_buf(&mut buffer).await;
+                read.map(|count| (count > 0).then(|| buffer.freeze())).map_err(drop)
             }
+        };
+        match read {
+            Ok(Some(bytes)) => First::Bytes(bytes),
+            Ok(None) => First::End,
+            Err(()) => First::BrokenOff,
         }
     }
 
@@ -113,46 +127,33 @@ impl Connected {
                 (relayed.forth, relayed.back)
             }
         };
-        worker.metrics.tcp_bytes(Direction::Outbound, Flow::ToServer, up);
-        worker.metrics.tcp_bytes(Direction::Outbound, Flow::ToClient, down);
+        passed(worker, up, down);
     }
 }
 
 /// Connects to one of the destination's endpoints; what cannot be connected to is left for another.
 async fn connect(worker: &Rc<Worker>, destination: &Destination) -> Result<Connected, Refused> {
     let backend = backend(destination)?;
-    let policy = &backend.policy.retry;
-    let budget = &backend.state.budget;
-    budget.deposit();
-    let mut tried: SmallVec<[SocketAddr; 4]> = SmallVec::new();
-    let mut attempt = 0;
+    let mut tries = Tries::begin(worker, backend, &backend.policy.retry, None);
     loop {
-        let Some(Picked { endpoint, mut load }) =
-            balance::pick(backend, &backend.state.endpoints.load(), &tried)
-        else {
-            return Err(Refused::new(Reason::NoEndpoints, format!("{} has no endpoints", backend.key)));
-        };
+        let Picked { endpoint, mut load } = tries.pick()?;
         let started = Instant::now();
-        match dial(worker, backend, &endpoint).await {
+        let error = match dial(worker, backend, &endpoint).await {
             Ok(upstream) => {
-                let ejected = load.judge(backend, Outcome::Success, started.elapsed());
-                note_ejection(worker, backend, &endpoint, ejected);
+                tries.judge(&endpoint, &mut load, Outcome::Success, started.elapsed());
+                tries.ended(&::http::Method::CONNECT, None);
                 return Ok(Connected { upstream, _load: load, idle: backend.policy.idle_timeout });
             }
-            Err(error) => {
-                let ejected = load.judge(backend, Outcome::Failure, started.elapsed());
-                note_ejection(worker, backend, &endpoint, ejected);
-                // Not a byte of the client's has gone out, so any connection may be tried again.
-                let again = retry::may_retry(policy, &::http::Method::CONNECT, failure_of(&error), attempt);
-                if !again || !budget.withdraw(policy) {
-                    let sentence = format!("{} at {}: {}", backend.key, endpoint.address, error.source);
-                    return Err(Refused::new(error.reason, sentence).after(attempt + 1));
-                }
-                tried.push(endpoint.address);
-                tokio::time::sleep(retry::backoff(policy, attempt)).await;
-                attempt += 1;
-            }
+            Err(error) => error,
+        };
+        tries.judge(&endpoint, &mut load, tries::outcome_after(&error), started.elapsed());
+        drop(load);
+        // Not a byte of the client's has gone out, so any connection may be tried again.
+        let wanted = tries.ended(&::http::Method::CONNECT, Some(tries::failure_of(&error)));
+        if !(wanted && tries.granted()) {
+            return Err(tries.refused(&endpoint, &error).after(tries.count()));
         }
+        tries.pause(Some(endpoint.address)).await;
     }
 }
 

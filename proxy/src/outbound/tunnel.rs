@@ -1,6 +1,6 @@
 //! Connections that begin as HTTP/1 requests and go on as something else: CONNECT in explicit mode, and upgrades.
 
-use std::rc::Rc;
+use std::{rc::Rc, sync::Arc};
 
 use heddle_api::carrier::Form;
 use http::{HeaderValue, Request, Response, request};
@@ -9,17 +9,19 @@ use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{
-    attempt::note_ejection,
     body::ResponseBody,
     exchange::{Exchange, Routed, decide},
     http::{Refused, lookup},
     record::Record,
     send::peer,
     target::Name,
+    tries::{self, Tries},
 };
 use crate::{
-    balance::{self, Outcome, Picked},
+    balance::{LoadGuard, Outcome, Picked},
     carrier::{self, SendError, Sent, Upgraded},
+    config::{Backend, Endpoint},
+    metrics::{Direction, Flow},
     plain,
     reason::Reason,
     relay::relay,
@@ -67,10 +69,17 @@ enum Answered {
     Declined(Box<Response<ResponseBody>>),
 }
 
+impl Answered {
+    /// What an application said that stays with HTTP.
+    fn declined(&self) -> Option<&Response<ResponseBody>> {
+        if let Self::Declined(response) = self { Some(response) } else { None }
+    }
+}
+
 /// An upgrade (WebSocket and others): the client is told 101 only once the application said so.
 ///
 /// # Errors
-/// When nobody but the sidecar can answer. An upgrade is tried once: what it opens cannot be repeated.
+/// When nobody but the sidecar can answer.
 pub async fn upgrade(
     exchange: Exchange<'_>,
     mut parts: request::Parts,
@@ -83,7 +92,7 @@ pub async fn upgrade(
     let decision = match decide(destination, &mut parts) {
         Ok(Routed::To(decision)) => decision,
         Ok(Routed::Answer(response)) => {
-            record.status = response.status();
+            record.status = Some(response.status());
             return Ok((*response).map(|body| body.with_record(record)));
         }
         Err(refused) => {
@@ -93,54 +102,92 @@ pub async fn upgrade(
     };
     let backend = decision.backend;
     record.routed(&backend.key, decision.route.map(|route| &route.name));
-    let picked = balance::pick(backend, &backend.state.endpoints.load(), &[]);
-    let Some(Picked { endpoint, mut load }) = picked else {
-        record.refused(Reason::NoEndpoints);
-        return Err(Refused::new(Reason::NoEndpoints, format!("{} has no endpoints", backend.key)));
-    };
-    record.tried(endpoint.address, endpoint.identity.is_some());
-    let limit = decision.request_timeout().unwrap_or(ANSWER_TIMEOUT);
-    let sent_at = Instant::now();
-    let asking = ask(worker, backend, &endpoint, parts, protocol);
-    let answered = timeout_at(started + limit, asking).await.unwrap_or_else(|_| {
-        let source = "no answer to the upgrade in time".to_owned();
-        Err(SendError { reason: Reason::RequestTimeout, sent: Sent::Maybe, source })
-    });
-    let outcome = if answered.is_ok() { Outcome::Success } else { Outcome::Failure };
-    note_ejection(worker, backend, &endpoint, load.judge(backend, outcome, sent_at.elapsed()));
+    let deadline = started + decision.request_timeout().unwrap_or(ANSWER_TIMEOUT);
+    let tries = Tries::begin(worker, backend, decision.retry(), Some(deadline));
+    let (answered, load) =
+        match attempts(worker, backend, tries, &parts, protocol, deadline, &mut record).await {
+            Ok(answered) => answered,
+            Err(refused) => {
+                record.refused(refused.reason);
+                return Err(refused);
+            }
+        };
     let idle = backend.policy.idle_timeout;
     match answered {
-        Ok(Answered::Declined(mut response)) => {
+        Answered::Declined(mut response) => {
             decision.filter_response(&mut response);
-            record.status = response.status();
+            record.status = Some(response.status());
             Ok((*response).map(|body| body.with_load(load).with_record(record)))
         }
-        Ok(Answered::Tunnel(response, tunnel)) => {
-            record.status = response.status();
+        // What follows a 101 is no longer this request, so its record ends here.
+        Answered::Tunnel(response, tunnel) => {
+            record.status = Some(response.status());
+            let worker = Rc::clone(worker);
             tokio::task::spawn_local(async move {
                 if let Some(io) = handed_over(on_upgrade).await {
-                    carrier::both_ways(io, tunnel, bytes::Bytes::new(), idle).await;
+                    let copied = carrier::both_ways(io, tunnel, bytes::Bytes::new(), idle).await;
+                    passed(&worker, copied.sent, copied.received);
                 }
-                drop((load, record));
+                drop(load);
             });
             Ok(response.map(|()| ResponseBody::empty()))
         }
-        Ok(Answered::Plain(response, upstream)) => {
-            record.status = response.status();
+        Answered::Plain(response, upstream) => {
+            record.status = Some(response.status());
+            let worker = Rc::clone(worker);
             tokio::task::spawn_local(async move {
                 if let Some(io) = handed_over(on_upgrade).await {
-                    relay(io, upstream, bytes::Bytes::new(), idle).await;
+                    let relayed = relay(io, upstream, bytes::Bytes::new(), idle).await;
+                    passed(&worker, relayed.forth, relayed.back);
                 }
-                drop((load, record));
+                drop(load);
             });
             Ok(response.map(|()| ResponseBody::empty()))
-        }
-        Err(error) => {
-            record.refused(error.reason);
-            let sentence = format!("{} at {}: {}", backend.key, endpoint.address, error.source);
-            Err(Refused::new(error.reason, sentence))
         }
     }
+}
+
+/// Asks until an application has answered, as policy has it for any request: nothing of what an upgrade opens has
+/// passed before its 101.
+async fn attempts(
+    worker: &Rc<Worker>,
+    backend: &Arc<Backend>,
+    mut tries: Tries<'_>,
+    parts: &request::Parts,
+    protocol: &HeaderValue,
+    deadline: Instant,
+    record: &mut Record,
+) -> Result<(Answered, LoadGuard), Refused> {
+    loop {
+        let Picked { endpoint, mut load } = tries.pick()?;
+        record.tried(endpoint.address, endpoint.identity.is_some());
+        let sent_at = Instant::now();
+        let asking = ask(worker, backend, &endpoint, parts.clone(), protocol);
+        let answered = timeout_at(deadline, asking).await.unwrap_or_else(|_| Err(tries::late()));
+        let (outcome, failure) = match &answered {
+            Ok(answered) => (
+                answered.declined().map_or(Outcome::Success, tries::outcome_of),
+                answered.declined().and_then(tries::failure_in),
+            ),
+            Err(error) => (tries::outcome_after(error), Some(tries::failure_of(error))),
+        };
+        tries.judge(&endpoint, &mut load, outcome, sent_at.elapsed());
+        if !(tries.ended(&parts.method, failure) && tries.granted()) {
+            return match answered {
+                Ok(answered) => Ok((answered, load)),
+                Err(error) => Err(tries.refused(&endpoint, &error).after(tries.count())),
+            };
+        }
+        // An answer not worth giving ends its stream before the pause.
+        drop((answered, load));
+        tries.pause(Some(endpoint.address)).await;
+    }
+}
+
+/// Counts what passed between a client and its server.
+pub fn passed(worker: &Worker, up: u64, down: u64) {
+    worker.metrics.tcp_bytes(Direction::Outbound, Flow::ToServer, up);
+    worker.metrics.tcp_bytes(Direction::Outbound, Flow::ToClient, down);
 }
 
 /// The client's connection, once its 101 is written.
@@ -157,8 +204,8 @@ pub async fn handed_over(on_upgrade: OnUpgrade) -> Option<TokioIo<hyper::upgrade
 
 async fn ask(
     worker: &Rc<Worker>,
-    backend: &crate::config::Backend,
-    endpoint: &crate::config::Endpoint,
+    backend: &Backend,
+    endpoint: &Endpoint,
     parts: request::Parts,
     protocol: &HeaderValue,
 ) -> Result<Answered, SendError> {

@@ -11,7 +11,7 @@ use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
-use super::{http1, http2};
+use super::{edge, http1, http2};
 
 /// Any error of a body.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -56,7 +56,7 @@ impl Body for SendBody {
     }
 }
 
-/// The body of an answer. It holds its connection until its end, and gives it back then; dropped before that, it
+/// The body of an answer, without what in its trailers could pass for the mesh's own word. It holds its connection until its end, and gives it back then; dropped before that, it
 /// closes an HTTP/1 connection and resets an HTTP/2 stream.
 pub struct PlainBody {
     incoming: Incoming,
@@ -97,7 +97,12 @@ impl Body for PlainBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let polled = Pin::new(&mut self.incoming).poll_frame(cx);
+        let mut polled = Pin::new(&mut self.incoming).poll_frame(cx);
+        if let Poll::Ready(Some(Ok(frame))) = &mut polled
+            && let Some(trailers) = frame.trailers_mut()
+        {
+            edge::remove_words(trailers);
+        }
         match &polled {
             Poll::Ready(None) => self.release(),
             Poll::Ready(Some(Ok(frame))) if frame.is_trailers() || self.incoming.is_end_stream() => {

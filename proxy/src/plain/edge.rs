@@ -71,7 +71,7 @@ impl Malformed {
 }
 
 /// Brings a request that a client sent into the form that holds inside the sidecar. Gives back the protocol that
-/// an HTTP/1.1 client would change to: the first one of its offer that is not HTTP/2.
+/// an HTTP/1.1 client would change to: the first one of its offer that is not HTTP.
 ///
 /// # Errors
 /// When the request is ambiguous or too large; it must be answered with [`Malformed::reason`].
@@ -135,8 +135,8 @@ pub fn switching(parts: &mut response::Parts, limit: usize) -> Result<(), Malfor
     Ok(())
 }
 
-/// These words are the mesh's alone.
-fn remove_words(headers: &mut HeaderMap) {
+/// These words are the mesh's alone, in headers and in trailers.
+pub(super) fn remove_words(headers: &mut HeaderMap) {
     headers.remove(reason::HEADER);
     headers.remove(STATUS);
 }
@@ -345,13 +345,20 @@ fn words<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = 
         .filter(|w| !w.is_empty())
 }
 
-/// The first protocol of `Upgrade` that is not HTTP/2, if `Connection` lists `upgrade` (RFC 9110, 7.8).
+/// Whether a protocol that `Upgrade` offers is HTTP itself. It gains nobody anything, and its requests would pass by
+/// the access rules.
+pub(crate) fn is_http(protocol: &[u8]) -> bool {
+    let name = protocol.split(|b| *b == b'/').next().unwrap_or_default().trim_ascii();
+    [&b"h2c"[..], b"h2", b"http"].iter().any(|http| name.eq_ignore_ascii_case(http))
+}
+
+/// The first protocol of `Upgrade` that is not HTTP, if `Connection` lists `upgrade` (RFC 9110, 7.8).
 fn offered_protocol(headers: &HeaderMap) -> Option<HeaderValue> {
     if !words(headers, &header::CONNECTION).any(|word| word.eq_ignore_ascii_case(b"upgrade")) {
         return None;
     }
     words(headers, &header::UPGRADE)
-        .find(|word| !word.eq_ignore_ascii_case(b"h2c") && !word.eq_ignore_ascii_case(b"h2"))
+        .find(|word| !is_http(word))
         .and_then(|word| HeaderValue::from_bytes(word).ok())
 }
 

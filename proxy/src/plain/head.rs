@@ -38,6 +38,13 @@ pub struct Listened<T> {
     heard: Arc<AtomicBool>,
 }
 
+impl<T> Listened<T> {
+    /// The connection itself.
+    pub fn into_inner(self) -> T {
+        self.io
+    }
+}
+
 /// hyper's clock for one connection.
 #[derive(Debug)]
 pub struct HeadTimer {

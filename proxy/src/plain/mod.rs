@@ -24,7 +24,11 @@ use http_body::Body;
 use hyper::{body::Incoming, upgrade::Upgraded};
 
 use self::body::{Lease, SendBody};
-use crate::carrier::{SendError, Sent};
+use crate::{
+    carrier::{SendError, Sent},
+    metrics::{Direction, WorkerMetrics},
+    reason::Reason,
+};
 
 /// Connections age, so that a rollout behind a changing address is noticed: 30 min ± 20 %.
 const LIFETIME: Duration = Duration::from_secs(30 * 60);
@@ -244,6 +248,16 @@ impl PlainPool {
 impl fmt::Debug for PlainPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PlainPool").field("header_limit", &self.header_limit).finish_non_exhaustive()
+    }
+}
+
+/// Counts what hyper refused to read from a client like what Heddle refuses.
+pub fn count_unreadable(metrics: &WorkerMetrics, direction: Direction, error: &hyper::Error) {
+    if error.is_parse_too_large() {
+        metrics.header_limit(direction);
+        metrics.refused(direction, Reason::HeadersTooLarge);
+    } else if error.is_parse() {
+        metrics.refused(direction, Reason::BadRequest);
     }
 }
 

@@ -1,24 +1,44 @@
 //! What the sidecar itself answers: the reason as a word in a header, and a sentence for people.
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
+use super::edge;
 use crate::reason::{self, Reason};
 
 /// Percent-encoded in `grpc-message` (gRPC over HTTP2, Responses): all but printable ASCII, and '%'.
 const GRPC_MESSAGE: &AsciiSet = &CONTROLS.add(b'%');
 
+/// What a request was, as far as the form of its refusal depends on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Form {
+    grpc: bool,
+    head: bool,
+}
+
+impl Form {
+    /// Of a request.
+    #[must_use]
+    pub fn of(method: &Method, headers: &HeaderMap) -> Self {
+        Self { grpc: edge::is_grpc(headers), head: *method == Method::HEAD }
+    }
+}
+
 /// The answer to a request that is refused. `sentence` says for whom and what to do. A gRPC caller gets a status
-/// that its library understands.
+/// that its library understands; after HEAD there is no body, which HTTP/2 would end the stream for.
 #[must_use]
-pub fn refusal(reason: Reason, sentence: &str, grpc: bool) -> Response<Bytes> {
+pub fn refusal(reason: Reason, sentence: &str, form: Form) -> Response<Bytes> {
     let text = format!("heddle: {reason}: {sentence}");
     let mut response =
-        if grpc { grpc_status(reason, &text) } else { Response::new(Bytes::from(text + "\n")) };
+        if form.grpc { grpc_status(reason, &text) } else { Response::new(Bytes::from(text + "\n")) };
+    if form.head {
+        let length = std::mem::take(response.body_mut()).len();
+        response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    }
     let headers = response.headers_mut();
     headers.insert(reason::HEADER, HeaderValue::from_static(reason.as_str()));
-    if !grpc {
+    if !form.grpc {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
         *response.status_mut() = reason.status();
     }
@@ -54,10 +74,18 @@ mod tests {
 
     #[test]
     fn a_refusal_names_its_reason_in_header_and_body() {
-        let response = refusal(Reason::AccessDenied, "spiffe://a/ns/b/sa/c may not", false);
+        let response = refusal(Reason::AccessDenied, "spiffe://a/ns/b/sa/c may not", Form::default());
         assert_eq!(response.status(), 403);
         assert_eq!(response.headers()["heddle-reason"], "AccessDenied");
         assert_eq!(response.body(), "heddle: AccessDenied: spiffe://a/ns/b/sa/c may not\n");
+    }
+
+    #[test]
+    fn after_head_there_is_the_length_of_a_body_and_none() {
+        let form = Form::of(&Method::HEAD, &HeaderMap::new());
+        let response = refusal(Reason::AccessDenied, "no", form);
+        assert_eq!((response.status().as_u16(), response.body().len()), (403, 0));
+        assert_eq!(response.headers()["content-length"], "heddle: AccessDenied: no\n".len().to_string());
     }
 
     #[test]
@@ -69,7 +97,7 @@ mod tests {
             (Reason::NoRoute, "12"),
             (Reason::NoBackend, "13"),
         ] {
-            let response = refusal(reason, "100 %\n", true);
+            let response = refusal(reason, "100 %\n", Form { grpc: true, head: false });
             assert_eq!(response.status(), 200);
             assert_eq!(response.headers()["grpc-status"], code, "{reason}");
             assert_eq!(response.headers()["grpc-message"], format!("heddle: {reason}: 100 %25%0A").as_str());

@@ -103,7 +103,8 @@ async fn a_body_that_broke_off_never_looks_like_a_clean_end() {
         // And so for requests: the client went away in the middle of its body.
         let broken = [Ok(Frame::data(Bytes::from_static(b"half"))), Err("the client broke off")];
         let request = Request::post("http://reviews/read").body(StreamBody::new(tokio_stream::iter(broken)));
-        let _reset = world.pool.send(&world.peer, request.unwrap(), SECOND).await.unwrap_err();
+        let error = world.pool.send(&world.peer, request.unwrap(), SECOND).await.unwrap_err();
+        assert_eq!((error.reason, error.sent), (Reason::BadRequest, Sent::Maybe), "not the peer's fault");
         let read = told.recv().await.unwrap();
         assert!(read.starts_with("Err") && read.contains("CANCEL"), "{read}");
     })

@@ -129,7 +129,7 @@ async fn an_upgrade_is_open_only_when_the_application_said_so() {
         tunnel.send("frame".into()).unwrap();
         assert_eq!(poll_fn(|cx| tunnel.poll_receive(cx)).await.unwrap().unwrap(), "frame");
 
-        let Upgraded::Declined(response) = ask("h2c").await else { panic!("switched") };
+        let Upgraded::Declined(response) = ask("irc").await else { panic!("switched") };
         assert_eq!(response.status(), StatusCode::OK);
         assert!(!response.headers().contains_key(upgrade::STATUS));
         assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "no");

@@ -226,6 +226,48 @@ async fn an_upgrade_is_passed_through() {
 }
 
 #[tokio::test]
+async fn a_port_that_is_declared_as_http_gets_no_other_bytes() {
+    on_a_worker(async {
+        let world = World::new().await;
+        let mut application = world.application().await;
+        world.set(permissive(AppProtocol::Http), false);
+        // A space too many, which some servers would take for HTTP; and no HTTP at all.
+        for bytes in [&b"GET / HTTP/1.1 \r\nHost: a\r\n\r\n"[..], b"\0\0\0\x08\x04\xd2\x16\x2f\r\n\r\n"] {
+            let mut client = world.plaintext(Some(application.address)).await;
+            client.write_all(bytes).await.unwrap();
+            let answer = rest(&mut client).await.unwrap_or_default();
+            assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400 "), "{answer}");
+        }
+        assert!(application.is_untouched());
+        assert!(world.counted("heddle_refused_total{direction=\"inbound\",reason=\"BadRequest\"} 2"));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn trailers_cannot_pass_for_the_meshs_own_word() {
+    on_a_worker(async {
+        let world = World::new().await;
+        let mut application = world.application().await;
+        let mut client = world.plaintext(Some(application.address)).await;
+        client
+            .write_all(b"GET / HTTP/1.1\r\nHost: a\r\nTE: trailers\r\nConnection: te, close\r\n\r\n")
+            .await
+            .unwrap();
+        application
+            .answer(
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: heddle-reason, heddle-status, x-end\r\n\r\n\
+                 2\r\nok\r\n0\r\nHeddle-Reason: AccessDenied\r\nHeddle-Status: 101\r\nX-End: yes\r\n\r\n",
+            )
+            .await;
+        let answer = rest(&mut client).await.unwrap();
+        assert!(answer.contains("x-end: yes\r\n"), "{answer}");
+        assert!(!answer.contains("AccessDenied") && !answer.contains("heddle-status: 101"), "{answer}");
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_connect_leads_nowhere() {
     on_a_worker(async {
         let world = World::new().await;
