@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    pin::{Pin, pin},
     rc::Rc,
     sync::Arc,
     time::Duration,
@@ -126,6 +127,24 @@ impl Drain {
     #[must_use]
     pub fn is_draining(&self) -> bool {
         *self.0.borrow()
+    }
+
+    /// Drives a connection to its end. When the drain begins, or `enough` says so, `finish` asks the connection to answer
+    /// what it has and close.
+    pub async fn drive<F: Future>(
+        mut self,
+        connection: F,
+        enough: impl Future<Output = ()>,
+        finish: impl FnOnce(Pin<&mut F>),
+    ) -> F::Output {
+        let mut connection = pin!(connection);
+        tokio::select! {
+            ended = connection.as_mut() => return ended,
+            () = self.started() => {}
+            () = enough => {}
+        }
+        finish(connection.as_mut());
+        connection.await
     }
 
     /// Waits until it begins.

@@ -60,21 +60,6 @@ pub enum AcceptError {
     Http2(#[source] h2::Error),
 }
 
-impl AcceptError {
-    /// Whether the caller's certificate was the reason, which is counted.
-    #[must_use]
-    pub fn is_identity(&self) -> bool {
-        match self {
-            Self::Identity(_) => true,
-            Self::Tls(error) => matches!(
-                error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()),
-                Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented)
-            ),
-            _ => false,
-        }
-    }
-}
-
 /// An accepted connection whose caller is known.
 pub struct Incoming {
     /// Who calls.

@@ -134,12 +134,6 @@ pub(super) fn request() -> Request<()> {
     request
 }
 
-/// Whether a request asks for opaque TCP: CONNECT without `:protocol`.
-#[must_use]
-pub fn is_tunnel<B>(request: &Request<B>) -> bool {
-    request.method() == Method::CONNECT && request.extensions().get::<h2::ext::Protocol>().is_none()
-}
-
 /// Reads the answer to CONNECT. It is the far sidecar's own: no application has a say in it.
 pub(super) fn opened(
     peer: &Peer,

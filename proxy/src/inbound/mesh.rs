@@ -16,7 +16,6 @@ use super::{
     TCP_IDLE,
     body::InboundBody,
     door::{Door, Refused},
-    leaving,
     record::{self, Record},
 };
 use crate::{
@@ -54,7 +53,8 @@ pub async fn serve(worker: Rc<Worker>, io: TcpStream) {
             return;
         }
     };
-    let leaving = leaving(&worker);
+    let mut drain = worker.drain.clone();
+    let leaving = Box::pin(async move { drain.started().await });
     let door = Door::new(worker, client, Some(incoming.peer.clone()));
     let connection = Rc::new(Connection {
         name: incoming.name,

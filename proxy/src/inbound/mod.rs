@@ -10,33 +10,10 @@ pub mod mesh;
 pub mod plaintext;
 mod record;
 
-use std::{rc::Rc, time::Duration};
-
-use crate::worker::Worker;
+use std::time::Duration;
 
 /// Of bytes that are not looked into. Callers have a shorter one (TrafficPolicy); this bounds what they forgot.
 const TCP_IDLE: Duration = Duration::from_secs(24 * 60 * 60);
-
-/// Waits until the pod begins to leave: the control plane says that it is terminating, long before SIGTERM comes.
-fn leaving(worker: &Rc<Worker>) -> impl Future<Output = ()> + use<> {
-    let worker = Rc::clone(worker);
-    async move {
-        let mut drain = worker.drain.clone();
-        let terminating = async {
-            loop {
-                let changed = worker.store.inbound_changed();
-                if worker.store.inbound().is_some_and(|inbound| inbound.terminating) {
-                    return;
-                }
-                changed.await;
-            }
-        };
-        tokio::select! {
-            () = drain.started() => {}
-            () = terminating => {}
-        }
-    }
-}
 
 #[cfg(test)]
 mod testing;

@@ -6,6 +6,7 @@
 use std::{
     cell::Cell,
     convert::Infallible,
+    future::pending,
     io,
     net::{IpAddr, SocketAddr},
     rc::Rc,
@@ -27,7 +28,6 @@ use super::{
     TCP_IDLE,
     body::InboundBody,
     door::{Door, Refused},
-    leaving,
     record::{self, Record},
 };
 use crate::{
@@ -215,7 +215,7 @@ fn reset(io: &TcpStream) {
 }
 
 async fn serve_http1(door: &Rc<Door>, io: Rewind<TcpStream>, target: Target) -> io::Result<()> {
-    let leaving = leaving(&door.worker);
+    let drain = door.worker.drain.clone();
     let door_of_requests = Rc::clone(door);
     let service = service_fn(move |request| {
         let door = Rc::clone(&door_of_requests);
@@ -223,19 +223,12 @@ async fn serve_http1(door: &Rc<Door>, io: Rewind<TcpStream>, target: Target) -> 
     });
     let (http1, io) = settings::http1_server(io, Some(IDLE));
     let serving = http1.serve_connection(io, service).with_upgrades();
-    let mut serving = std::pin::pin!(serving);
-    let ended = tokio::select! {
-        ended = serving.as_mut() => ended,
-        () = leaving => {
-            serving.as_mut().graceful_shutdown();
-            serving.await
-        }
-    };
+    let ended = drain.drive(serving, pending(), |serving| serving.graceful_shutdown()).await;
     ended.map_err(|error| unreadable(door, error))
 }
 
 async fn serve_http2(door: &Rc<Door>, io: Rewind<TcpStream>, target: Target) -> io::Result<()> {
-    let leaving = leaving(&door.worker);
+    let drain = door.worker.drain.clone();
     let door_of_requests = Rc::clone(door);
     let asked = Rc::new(Cell::new(false));
     let asks = Rc::clone(&asked);
@@ -255,19 +248,8 @@ async fn serve_http2(door: &Rc<Door>, io: Rewind<TcpStream>, target: Target) -> 
     let mut http2 = settings::http2_server();
     http2.timer(TokioTimer::new()).keep_alive_interval(PING_EVERY).keep_alive_timeout(PING_TIMEOUT);
     let io = TokioIo::new(Metered::new(io, Side::Server));
-    let mut serving = std::pin::pin!(http2.serve_connection(io, service));
-    let ended = tokio::select! {
-        ended = serving.as_mut() => ended,
-        // Either way what is being answered is answered.
-        () = leaving => {
-            serving.as_mut().graceful_shutdown();
-            serving.await
-        }
-        () = idle => {
-            serving.as_mut().graceful_shutdown();
-            serving.await
-        }
-    };
+    let serving = http2.serve_connection(io, service);
+    let ended = drain.drive(serving, idle, |serving| serving.graceful_shutdown()).await;
     ended.map_err(|error| unreadable(door, error))
 }
 

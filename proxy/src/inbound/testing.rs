@@ -38,7 +38,7 @@ use crate::{
     outbound,
     plain::PlainPool,
     store::Store,
-    worker::{Drain, Settings, Worker},
+    worker::{Drain, DrainTrigger, Settings, Worker},
 };
 
 pub(super) const CONNECT: Duration = Duration::from_secs(5);
@@ -52,6 +52,7 @@ pub(super) struct World {
     /// The caller's carrier.
     pub(super) web: Rc<Pool>,
     metrics: Arc<Metrics>,
+    pub(super) drain: DrainTrigger,
 }
 
 /// An application that the test plays itself: what it is asked, and where it listens.
@@ -86,7 +87,7 @@ impl World {
     /// A pod whose ports are open to all.
     pub(super) async fn new() -> Self {
         let world = Self::not_ready().await;
-        world.set(InboundPort::default(), false);
+        world.set(InboundPort::default());
         world
     }
 
@@ -107,6 +108,7 @@ impl World {
         let (reviews, web) = (identity(REVIEWS), identity(WEB));
         let metrics = Metrics::new(1);
         let settings = Settings { pod_ips: vec![ip], ..Settings::for_tests() };
+        let (drain_trigger, drain) = Drain::new();
         let worker = Rc::new(Worker {
             store: Store::fixed(None),
             carrier: Pool::new(Arc::clone(&reviews), metrics.worker(0)),
@@ -119,7 +121,7 @@ impl World {
             outside: "outside".into(),
             access_log: Logs::for_tests("info").1.access,
             settings: Arc::new(settings),
-            drain: Drain::new().1,
+            drain,
         });
         let served = Rc::clone(&worker);
         spawn_local(async move {
@@ -127,16 +129,16 @@ impl World {
                 spawn_local(super::mesh::serve(Rc::clone(&served), io));
             }
         });
-        Self { ip, worker, web: Pool::new(web, Metrics::new(1).worker(0)), metrics }
+        Self { ip, worker, web: Pool::new(web, Metrics::new(1).worker(0)), metrics, drain: drain_trigger }
     }
 
     /// What the control plane says of all ports.
-    pub(super) fn set(&self, all: InboundPort, terminating: bool) {
+    pub(super) fn set(&self, all: InboundPort) {
         self.worker.store.set_inbound(Inbound {
             identity: REVIEWS.parse().unwrap(),
             ports: HashMap::new(),
             other: Arc::new(all),
-            terminating,
+            terminating: false,
             access_log: AccessLog::All,
             opaque_ports: Vec::new(),
         });

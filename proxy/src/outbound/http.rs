@@ -3,7 +3,7 @@
 //! The way of a request: [`answer`] here makes it well-formed and finds its destination; [`super::exchange`]
 //! routes, balances, sends and judges; what the sidecar refuses leaves through [`super::answer`].
 
-use std::{cell::Cell, convert::Infallible, rc::Rc, sync::Arc};
+use std::{cell::Cell, convert::Infallible, future::pending, rc::Rc, sync::Arc};
 
 use http::{Method, Request, Response, Version};
 use hyper::{body::Incoming, service::service_fn};
@@ -18,7 +18,7 @@ use super::{
     body::ResponseBody,
     exchange::{self, Exchange},
     passthrough,
-    target::{self, Name},
+    target::{HTTP_PORT, Name},
     tunnel,
 };
 use crate::{
@@ -52,7 +52,7 @@ pub async fn serve_http1<T>(worker: Rc<Worker>, io: T, target: Target)
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let mut drain = worker.drain.clone();
+    let drain = worker.drain.clone();
     let metrics = Arc::clone(&worker.metrics);
     let connection = Rc::new(Connection { worker, target, last: Cell::new(None) });
     let service = service_fn(move |request| {
@@ -63,14 +63,7 @@ where
     let idle = None;
     let (http1, io) = settings::http1_server(io, idle);
     let serving = http1.serve_connection(io, service).with_upgrades();
-    let mut serving = std::pin::pin!(serving);
-    let ended = tokio::select! {
-        ended = serving.as_mut() => ended,
-        () = drain.started() => {
-            serving.as_mut().graceful_shutdown();
-            serving.await
-        }
-    };
+    let ended = drain.drive(serving, pending(), |serving| serving.graceful_shutdown()).await;
     if let Err(error) = ended {
         plain::count_unreadable(&metrics, Direction::Outbound, &error);
         tracing::debug!(%error, "an application's HTTP/1 connection ended");
@@ -82,7 +75,7 @@ pub async fn serve_http2<T>(worker: Rc<Worker>, io: T, target: Target)
 where
     T: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    let mut drain = worker.drain.clone();
+    let drain = worker.drain.clone();
     let metrics = Arc::clone(&worker.metrics);
     let connection = Rc::new(Connection { worker, target, last: Cell::new(None) });
     let service = service_fn(move |request| {
@@ -90,14 +83,8 @@ where
         async move { Ok::<_, Infallible>(answer(&connection, request).await) }
     });
     let io = TokioIo::new(Metered::new(io, Side::Server));
-    let mut serving = std::pin::pin!(settings::http2_server().serve_connection(io, service));
-    let ended = tokio::select! {
-        ended = serving.as_mut() => ended,
-        () = drain.started() => {
-            serving.as_mut().graceful_shutdown();
-            serving.await
-        }
-    };
+    let serving = settings::http2_server().serve_connection(io, service);
+    let ended = drain.drive(serving, pending(), |serving| serving.graceful_shutdown()).await;
     if let Err(error) = ended {
         plain::count_unreadable(&metrics, Direction::Outbound, &error);
         tracing::debug!(%error, "an application's HTTP/2 connection ended");
@@ -201,8 +188,7 @@ async fn serve(
 /// What a request's authority leads to; none: straight to DNS.
 async fn by_authority(connection: &Connection, uri: &http::Uri) -> Result<Option<Arc<Slot>>, Refused> {
     let authority = uri.authority().ok_or_else(|| no_destination(uri))?;
-    let name = Name::of(authority, target::default_port(uri))
-        .map_err(|(reason, sentence)| Refused::new(reason, sentence))?;
+    let name = Name::of(authority, HTTP_PORT).map_err(|(reason, sentence)| Refused::new(reason, sentence))?;
     if name.dns_only {
         return Ok(None);
     }

@@ -13,7 +13,7 @@ use super::{
     record::Record,
     refuse,
     send::speaks_http2,
-    target::{self, Name},
+    target::{HTTP_PORT, Name},
     tunnel::{handed_over, passed, switched},
 };
 use crate::{
@@ -101,7 +101,7 @@ async fn send(
             let authority = parts.uri.authority();
             let authority =
                 authority.ok_or_else(|| Refused::new(Reason::NoDestination, "the request names no host"))?;
-            let name = Name::of(authority, target::default_port(&parts.uri))
+            let name = Name::of(authority, HTTP_PORT)
                 .map_err(|(reason, sentence)| Refused::new(reason, sentence))?;
             addresses(worker, &name.key).await?
         }

@@ -2,12 +2,15 @@
 
 use std::{borrow::Cow, net::IpAddr};
 
-use http::{Uri, uri::Authority};
+use http::uri::Authority;
 
 use crate::reason::Reason;
 
 /// Names under it are the cluster's own, so a trailing dot does not send them to DNS.
 const CLUSTER_DOMAIN: &str = ".cluster.local";
+/// The port of a name without one. What comes to the sidecar as HTTP goes on as HTTP, whatever scheme it was
+/// written with: an `https` URI in plaintext is a proxy's business, and that takes CONNECT.
+pub const HTTP_PORT: u16 = 80;
 /// RFC 1035, 2.3.4, with room for a port.
 const LONGEST: usize = 253 + 6;
 
@@ -72,12 +75,6 @@ impl<'a> Name<'a> {
     pub fn address(&self) -> Option<IpAddr> {
         self.host_and_port().0.parse().ok()
     }
-}
-
-/// The port that a scheme means, 80 where there is none.
-#[must_use]
-pub fn default_port(uri: &Uri) -> u16 {
-    if uri.scheme() == Some(&http::uri::Scheme::HTTPS) { 443 } else { 80 }
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use super::{
     CarrierBody, Sent, Tunnel, Upgraded, respond,
     testing::{SECOND, World, channel, on_a_worker},
-    tunnel, upgrade,
+    upgrade,
 };
 use crate::reason::{self, Reason};
 
@@ -141,7 +141,7 @@ async fn an_upgrade_is_open_only_when_the_application_said_so() {
 async fn a_tunnel_carries_bytes_both_ways_and_half_closes() {
     on_a_worker(async {
         let world = World::new(Form::Tcp, |request, to| async move {
-            assert!(tunnel::is_tunnel(&request));
+            assert_eq!(request.method(), http::Method::CONNECT);
             let mut tunnel = Tunnel::accept(request, to, Response::new(())).unwrap();
             let mut heard = Vec::new();
             while let Some(chunk) = poll_fn(|cx| tunnel.poll_receive(cx)).await {

@@ -68,7 +68,7 @@ async fn who_may_not_call_is_told_so_and_the_application_is_not_touched() {
             (guarded(AccessAction::Allow, Some("shop/web"), Some("/a")), "/b", 403),
             (guarded(AccessAction::Deny, Some("shop/web"), Some("/admin/*")), "/x/..%2fadmin/y", 403),
         ] {
-            world.set(rules, false);
+            world.set(rules);
             let answer = world.web.send(&peer, get(path), CONNECT).await.unwrap();
             assert_eq!(answer.status(), status);
             assert_eq!(answer.headers()["heddle-reason"], "AccessDenied");
@@ -76,7 +76,7 @@ async fn who_may_not_call_is_told_so_and_the_application_is_not_touched() {
         assert!(application.is_untouched());
         assert!(world.counted("heddle_refused_total{direction=\"inbound\",reason=\"AccessDenied\"} 4"));
         // The same connection, once policy allows it.
-        world.set(guarded(AccessAction::Allow, Some("shop/web"), Some("/a")), false);
+        world.set(guarded(AccessAction::Allow, Some("shop/web"), Some("/a")));
         let (_, answer) = exchange(&world, &mut application, get("/a"), OK).await;
         assert_eq!(answer.unwrap().status(), 200);
     })
@@ -167,12 +167,12 @@ async fn a_tunnel_cannot_carry_requests_past_a_rule_about_requests() {
             guarded(AccessAction::Allow, Some("shop/web"), Some("/a")),
             guarded(AccessAction::Deny, Some("shop/web"), Some("/admin/*")),
         ] {
-            world.set(rules, false);
+            world.set(rules);
             let error = world.web.tunnel(&peer, CONNECT).await.unwrap_err();
             assert_eq!(error.reason, Reason::AccessDenied);
         }
         assert!(application.is_untouched());
-        world.set(guarded(AccessAction::Allow, Some("shop/web"), None), false);
+        world.set(guarded(AccessAction::Allow, Some("shop/web"), None));
         world.web.tunnel(&peer, CONNECT).await.unwrap();
     })
     .await;
@@ -235,7 +235,7 @@ async fn an_upgrade_is_confirmed_when_the_application_confirms_it_and_only_then(
         assert!(!answer.headers().contains_key("heddle-status"));
         assert_eq!(text(answer).await, "no");
 
-        world.set(guarded(AccessAction::Deny, None, Some("/chat")), false);
+        world.set(guarded(AccessAction::Deny, None, Some("/chat")));
         let Upgraded::Declined(answer) = world.web.upgrade(&peer, ask(), "websocket", CONNECT).await.unwrap()
         else {
             panic!("switched");
@@ -274,7 +274,7 @@ async fn a_pod_that_is_terminating_says_goodbye_and_still_serves_what_comes() {
         let mut application = world.application().await;
         let (_, answer) = exchange(&world, &mut application, get("/"), OK).await;
         assert_eq!(text(answer.unwrap()).await, "ok");
-        world.set(InboundPort::default(), true);
+        world.drain.start();
         let (_, answer) = exchange(&world, &mut application, get("/"), OK).await;
         assert_eq!(text(answer.unwrap()).await, "ok");
     })

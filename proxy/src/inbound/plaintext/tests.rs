@@ -78,7 +78,7 @@ async fn a_strict_port_tells_http_and_resets_the_rest() {
         let world = World::new().await;
         let mut application = world.application().await;
         for protocol in [AppProtocol::Detect, AppProtocol::Http1] {
-            world.set(strict(protocol), false);
+            world.set(strict(protocol));
             let mut client = world.plaintext(Some(application.address)).await;
             client.write_all(GET).await.unwrap();
             let answer = rest(&mut client).await.unwrap();
@@ -87,7 +87,7 @@ async fn a_strict_port_tells_http_and_resets_the_rest() {
         }
         for (protocol, bytes) in [(AppProtocol::Opaque, GET), (AppProtocol::Detect, b"\0\0\0\x01".as_slice())]
         {
-            world.set(strict(protocol), false);
+            world.set(strict(protocol));
             let mut client = world.plaintext(Some(application.address)).await;
             client.write_all(bytes).await.unwrap();
             assert!(rest(&mut client).await.is_err(), "a reset");
@@ -105,7 +105,7 @@ async fn a_caller_without_identity_does_not_slip_past_a_deny() {
         let world = World::new().await;
         let mut application = world.application().await;
         let deny = rule(AccessAction::Deny, Some("shop/web"), None);
-        world.set(port(AppProtocol::Detect, MtlsMode::Permissive, &[deny]), false);
+        world.set(port(AppProtocol::Detect, MtlsMode::Permissive, &[deny]));
         let mut client = world.plaintext(Some(application.address)).await;
         client.write_all(GET).await.unwrap();
         let answer = rest(&mut client).await.unwrap();
@@ -186,7 +186,7 @@ async fn what_the_port_declares_is_what_the_application_gets() {
     on_a_worker(async {
         let world = World::new().await;
         let mut application = world.application().await;
-        world.set(permissive(AppProtocol::Http2), false);
+        world.set(permissive(AppProtocol::Http2));
         let mut client = world.plaintext(Some(application.address)).await;
         client.write_all(GET).await.unwrap();
         let server = application.accept().await;
@@ -230,7 +230,7 @@ async fn a_port_that_is_declared_as_http_gets_no_other_bytes() {
     on_a_worker(async {
         let world = World::new().await;
         let mut application = world.application().await;
-        world.set(permissive(AppProtocol::Http), false);
+        world.set(permissive(AppProtocol::Http));
         // A space too many, which some servers would take for HTTP; and no HTTP at all.
         for bytes in [&b"GET / HTTP/1.1 \r\nHost: a\r\n\r\n"[..], b"\0\0\0\x08\x04\xd2\x16\x2f\r\n\r\n"] {
             let mut client = world.plaintext(Some(application.address)).await;
@@ -288,7 +288,7 @@ async fn a_pod_that_is_terminating_closes_after_the_answer() {
         let mut client = world.plaintext(Some(application.address)).await;
         client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
         let mut server = application.accept().await;
-        world.set(InboundPort::default(), true);
+        world.drain.start();
         server.write_all(OK.as_bytes()).await.unwrap();
         let answer = rest(&mut client).await.unwrap();
         assert!(answer.contains("connection: close\r\n"), "{answer}");
