@@ -77,10 +77,10 @@ impl CarrierBody {
     fn end(&mut self) {
         self.state = State::Done;
         // While the request's own body runs the stream is not closed, and its place not free.
-        if self.pump.as_ref().is_none_or(Pump::is_finished) {
-            if let Some(slot) = self.slot.take() {
-                slot.end();
-            }
+        if self.pump.as_ref().is_none_or(Pump::is_finished)
+            && let Some(slot) = self.slot.take()
+        {
+            slot.end();
         }
     }
 }

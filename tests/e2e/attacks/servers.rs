@@ -28,15 +28,6 @@ fn of_servers() -> Vec<Flood> {
             piece: |_| frame(Kind::Continuation, 0, 1, &block(&[("x-more", &"m".repeat(4000))])),
             pieces: 50_000,
         },
-        Flood {
-            name: "PUSH_PROMISE",
-            first: settings,
-            piece: |n| {
-                let promise = [&(2 + 2 * n).to_be_bytes(), &block(&get(MALLORY, "/"))[..]].concat();
-                frame(Kind::PushPromise, END_HEADERS, 1, &promise)
-            },
-            pieces: 100_000,
-        },
     ]);
     floods
 }

@@ -20,8 +20,6 @@ pub enum Kind {
     Reset = 3,
     /// SETTINGS.
     Settings = 4,
-    /// PUSH_PROMISE.
-    PushPromise = 5,
     /// PING.
     Ping = 6,
     /// GOAWAY.
