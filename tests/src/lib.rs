@@ -19,6 +19,7 @@ pub mod latency;
 pub mod load;
 pub mod manifest;
 pub mod metrics;
+pub mod netns;
 pub mod peer;
 pub mod process;
 pub mod program;

@@ -202,7 +202,7 @@ impl Client {
 
 async fn connect(address: SocketAddr) -> anyhow::Result<TcpStream> {
     // From the pod's own address, as its application would: it shares the pod's network.
-    let socket = TcpSocket::new_v4()?;
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     if address.ip().is_loopback() {
         socket.bind(SocketAddr::new(address.ip(), 0))?;
     }

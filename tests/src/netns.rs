@@ -1,0 +1,445 @@
+//! Pods as the kernel of a node makes them: network namespaces, joined by a bridge, with capture by netfilter.
+//!
+//! A [`Wire`] is the node's side: a namespace of its own with a bridge, an address that pods use as their router,
+//! and the control plane. A [`NetPod`] is a pod: a namespace with one interface, a real sidecar under a user id of
+//! its own, and nft rules that lead everybody else's connections through it. The namespaces have no names: each
+//! lives as long as the process that holds it, so that nothing stays behind, however a test ends. The machine's own
+//! network is not touched.
+//!
+//! The rules are this module's own words for what capture is; `heddle-proxy redirect` has tests of its own.
+
+use std::{
+    fs::{File, Permissions},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::{fd::AsFd, unix::fs::PermissionsExt},
+    path::PathBuf,
+    process::{Command, Output},
+    sync::Arc,
+};
+
+use anyhow::{Context, ensure};
+use heddle_api::ports;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::{
+    World, binaries,
+    block::Block,
+    client::Client,
+    eventually,
+    manifest::{self, PodManifest},
+    metrics::Scrape,
+    process::Process,
+    program,
+    wait::PATIENCE,
+    world::APP_PORT,
+};
+
+/// The user that sidecars run as (contract: `heddle-proxy redirect --proxy-uid 2102`).
+const SIDECAR_USER: &str = "2102";
+/// Programs without which none of this can be.
+const PROGRAMS: [&str; 7] = ["ip", "nft", "nsenter", "unshare", "setpriv", "curl", "ss"];
+
+/// What is missing here to run pods as namespaces; none: nothing.
+#[must_use]
+pub fn missing() -> Option<String> {
+    if !rustix::process::getuid().is_root() {
+        return Some("root".to_owned());
+    }
+    if let Some(name) = PROGRAMS.into_iter().find(|name| program::find(name).is_none()) {
+        return Some(name.to_owned());
+    }
+    // A container's root may not be allowed to.
+    let allowed = Command::new("unshare").args(["--net", "nft", "add", "table", "inet", "probe"]).output();
+    match allowed {
+        Ok(output) if output.status.success() => None,
+        _ => Some("a kernel that lets root make network namespaces with nft".to_owned()),
+    }
+}
+
+/// The family of a wire's addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// 10.77.0.0/24, Services in 10.96.0.0/24.
+    V4,
+    /// fd77::/64, Services in fd96::/64.
+    V6,
+}
+
+impl Family {
+    /// An address on the wire.
+    #[must_use]
+    pub fn host(self, host: u8) -> IpAddr {
+        match self {
+            Self::V4 => Ipv4Addr::new(10, 77, 0, host).into(),
+            Self::V6 => Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, host.into()).into(),
+        }
+    }
+
+    /// An address that only Services have: nobody is there.
+    #[must_use]
+    pub fn service(self, host: u8) -> IpAddr {
+        match self {
+            Self::V4 => Ipv4Addr::new(10, 96, 0, host).into(),
+            Self::V6 => Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, host.into()).into(),
+        }
+    }
+
+    fn prefix(self) -> u8 {
+        match self {
+            Self::V4 => 24,
+            Self::V6 => 64,
+        }
+    }
+
+    fn flag(self) -> &'static str {
+        match self {
+            Self::V4 => "-4",
+            Self::V6 => "-6",
+        }
+    }
+}
+
+/// A network namespace, and a runtime whose sockets are in it.
+#[derive(Debug)]
+pub struct Namespace {
+    holder: Process,
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+impl Namespace {
+    async fn new(world: &World, name: &str) -> anyhow::Result<Self> {
+        let mut command = Command::new("unshare");
+        command.args(["--net", "sleep", "infinity"]);
+        let holder = world.run(&format!("namespace-{name}"), &command)?;
+        let path = format!("/proc/{}/ns/net", holder.id());
+        let ours = std::fs::read_link("/proc/self/ns/net")?;
+        eventually("a network namespace", || async {
+            let theirs = std::fs::read_link(&path)?;
+            ensure!(theirs != ours, "{path} is still ours");
+            Ok(())
+        })
+        .await;
+        let file = Arc::new(File::open(&path).with_context(|| path.clone())?);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .on_thread_start(move || {
+                move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))
+                    .expect("root may enter a namespace that it made");
+            })
+            .build()?;
+        let namespace = Self { holder, runtime: Some(runtime) };
+        namespace.must("ip", &["link", "set", "lo", "up"])?;
+        Ok(namespace)
+    }
+
+    /// `program`, to be run inside.
+    #[must_use]
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/proc/{}/ns/net", self.holder.id())).arg("--").arg(program);
+        command
+    }
+
+    /// Runs a program inside to its end; for those that end by themselves.
+    ///
+    /// # Errors
+    /// When it fails, with what it said.
+    pub fn must(&self, program: &str, args: &[&str]) -> anyhow::Result<String> {
+        let output = self.command(program).args(args).output()?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{program} {args:?}: {complaint}");
+        Ok(said)
+    }
+
+    fn address(&self, family: Family, address: &str, device: &str) -> anyhow::Result<()> {
+        let mut args = vec![family.flag(), "address", "add", address, "dev", device];
+        if family == Family::V6 {
+            // Looking for a duplicate takes seconds, and there is none.
+            args.push("nodad");
+        }
+        self.must("ip", &args).map(drop)
+    }
+
+    /// Runs a future whose sockets are then the namespace's.
+    ///
+    /// # Panics
+    /// When the future does.
+    pub async fn run<T: Send + 'static>(&self, future: impl Future<Output = T> + Send + 'static) -> T {
+        let runtime = self.runtime.as_ref().expect("it is there until the namespace is dropped");
+        runtime.spawn(future).await.expect("the future panicked, or the runtime is gone")
+    }
+
+    /// Adds nft rules: a file's text.
+    ///
+    /// # Errors
+    /// When nft does not take them.
+    pub fn nft(&self, rules: &str) -> anyhow::Result<()> {
+        self.must("nft", &[rules]).map(drop)
+    }
+
+    /// An unmodified curl that knows of no proxy, with these arguments; the whole answer, head and body.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub async fn curl(&self, args: &[&str]) -> anyhow::Result<Output> {
+        let mut command = self.command("curl");
+        command.args(["--silent", "--show-error", "--include", "--noproxy", "*", "--max-time", "10"]);
+        command.args(args);
+        let mut command = tokio::process::Command::from(command);
+        Ok(tokio::time::timeout(PATIENCE, command.kill_on_drop(true).output()).await??)
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        // Waiting for its threads is not allowed where other futures run.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// The node's side: a bridge in a namespace of its own, and the control plane on it.
+#[derive(Debug)]
+pub struct Wire {
+    /// The manifests, the directory, the logs.
+    pub world: World,
+    /// Where the bridge is; whoever calls from here has no sidecar.
+    pub outside: Namespace,
+    family: Family,
+    _control_plane: Process,
+}
+
+impl Wire {
+    /// A bridge with the wire's first address, and a control plane that is ready.
+    ///
+    /// # Errors
+    /// When a program that this needs fails.
+    pub async fn new(family: Family) -> anyhow::Result<Self> {
+        let world = World::on(Block::claim()?, family.host(1))?;
+        // Sidecars have a user of their own and must get at their files.
+        std::fs::set_permissions(world.directory(), Permissions::from_mode(0o755))?;
+        let outside = Namespace::new(&world, "outside").await?;
+        outside.must("ip", &["link", "add", "bridge", "type", "bridge"])?;
+        outside.must("ip", &["link", "set", "bridge", "up"])?;
+        outside.address(family, &format!("{}/{}", family.host(1), family.prefix()), "bridge")?;
+        let program = binaries::path(binaries::CONTROL_PLANE)?;
+        let mut command = outside.command(&program.to_string_lossy());
+        command.arg("run").arg("--manifests").arg(world.manifests()).arg("--state-dir").arg(world.state());
+        command.arg("--listen").arg(world.discovery().to_string());
+        command.arg("--admin-listen").arg(world.control_plane_admin().to_string());
+        let control_plane = world.run(binaries::CONTROL_PLANE, &command)?;
+        wait_until_ready(&outside, world.control_plane_admin()).await;
+        Ok(Self { world, outside, family, _control_plane: control_plane })
+    }
+
+    /// Its addresses.
+    #[must_use]
+    pub fn family(&self) -> Family {
+        self.family
+    }
+
+    /// A Service for the pods of `app`, at the Service address that ends in `host`.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn service(
+        &self,
+        name: &str,
+        host: u8,
+        port: u16,
+        declares: &str,
+        app: &str,
+    ) -> anyhow::Result<IpAddr> {
+        let ip = self.family.service(host);
+        self.save_service(name, &ip.to_string(), port, declares, app)?;
+        Ok(ip)
+    }
+
+    /// A headless Service: its pods are called at their own addresses.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn headless(&self, name: &str, port: u16, declares: &str, app: &str) -> anyhow::Result<()> {
+        self.save_service(name, "None", port, declares, app)
+    }
+
+    fn save_service(&self, name: &str, ip: &str, port: u16, declares: &str, app: &str) -> anyhow::Result<()> {
+        let family = if self.family == Family::V4 { "IPv4" } else { "IPv6" };
+        let yaml = manifest::service(&format!("shop/{name}"), port, declares, &format!("app: {app}"));
+        let spec = format!("spec:\n  clusterIP: \"{ip}\"\n  ipFamilies: [{family}]\n");
+        self.world.save(&format!("service-{name}.yaml"), &yaml.replace("spec:\n", &spec))
+    }
+
+    /// A pod of the namespace `shop` with a sidecar that is ready: its interface, its rules, its processes.
+    /// `args` are for the sidecar beyond the usual.
+    ///
+    /// # Errors
+    /// When one of them fails.
+    pub async fn pod(&self, name: &str, host: u8, ports: &[u16], args: &[String]) -> anyhow::Result<NetPod> {
+        let (world, family, ip) = (&self.world, self.family, self.family.host(host));
+        let app = name.split_once('-').map_or(name, |(app, _)| app);
+        let manifest = PodManifest {
+            namespace: "shop".to_owned(),
+            name: name.to_owned(),
+            service_account: app.to_owned(),
+            labels: vec![("app".to_owned(), app.to_owned())],
+            ip,
+            ports: ports.to_vec(),
+            meshed: true,
+            ready: true,
+            terminating: false,
+        };
+        let yaml = manifest.yaml().replace(&format!("podIP: {ip}"), &format!("podIP: \"{ip}\""));
+        world.save(&manifest.file(), &yaml)?;
+
+        let inside = Namespace::new(world, name).await?;
+        let (port, holder) = (format!("pod{host}"), inside.holder.id().to_string());
+        let outside = &self.outside;
+        outside
+            .must("ip", &["link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", &holder])?;
+        outside.must("ip", &["link", "set", &port, "master", "bridge", "up"])?;
+        inside.must("ip", &["link", "set", "eth0", "up"])?;
+        inside.address(family, &format!("{ip}/{}", family.prefix()), "eth0")?;
+        let router = family.host(1).to_string();
+        inside.must("ip", &[family.flag(), "route", "add", "default", "via", &router])?;
+        inside.nft(&capture_rules())?;
+
+        let command = self.sidecar(&inside, name, app, args)?;
+        let sidecar = world.run(&format!("shop/{name}"), &command)?;
+        let pod = NetPod { inside, ip, wire: port, _sidecar: sidecar };
+        wait_until_ready(&self.outside, pod.port(ports::METRICS)).await;
+        Ok(pod)
+    }
+
+    /// The sidecar's command, and beforehand the files that its user may read.
+    fn sidecar(&self, inside: &Namespace, name: &str, app: &str, args: &[String]) -> anyhow::Result<Command> {
+        let world = &self.world;
+        let files = world.directory().join(format!("sidecar-{name}"));
+        std::fs::create_dir(&files)?;
+        let copy = |from: PathBuf, name: &str| -> anyhow::Result<PathBuf> {
+            let to = files.join(name);
+            std::fs::copy(&from, &to).with_context(|| format!("copying {}", from.display()))?;
+            std::fs::set_permissions(&to, Permissions::from_mode(0o755))?;
+            Ok(to)
+        };
+        let program = copy(binaries::path(binaries::PROXY)?, "heddle-proxy")?;
+        let ca = copy(world.state().join("ca.pem"), "ca.pem")?;
+        let token = copy(world.token("shop", app, "1h")?, "token")?;
+        let mut command = inside.command("setpriv");
+        // A change of user forgets whom to die with, so that is said again after it.
+        command.args(["--reuid", SIDECAR_USER, "--regid", SIDECAR_USER, "--clear-groups"]);
+        command.args(["--pdeathsig", "KILL", "--"]).arg(program).arg("run");
+        command.arg("--control-plane").arg(format!("https://{}", world.discovery()));
+        command.arg("--control-plane-ca").arg(ca).arg("--token-file").arg(token);
+        command.args(["--pod", &format!("shop/{name}"), "--workers", "1", "--drain-time", "5s"]).args(args);
+        // As the whole world does: the settings of whoever runs the tests are not the mesh's.
+        for (key, _) in std::env::vars_os().filter(|(key, _)| key.to_string_lossy().starts_with("HEDDLE_")) {
+            command.env_remove(key);
+        }
+        Ok(command)
+    }
+
+    /// Records what passes a pod's interface into a file, from now until the process is dropped.
+    ///
+    /// # Errors
+    /// When tcpdump cannot be started.
+    pub async fn record(&self, pod: &NetPod) -> anyhow::Result<(Process, PathBuf)> {
+        let file = self.world.directory().join(format!("{}.pcap", pod.wire));
+        let mut command = self.outside.command("tcpdump");
+        command.args(["-i", &pod.wire, "-Z", "root", "-U", "-s", "0", "-w"]).arg(&file);
+        let process = self.world.run(&format!("tcpdump-{}", pod.wire), &command)?;
+        eventually("tcpdump listens", || async {
+            ensure!(process.log().contains("listening on"), "{}", process.log());
+            Ok(())
+        })
+        .await;
+        Ok((process, file))
+    }
+}
+
+async fn wait_until_ready(from: &Namespace, address: SocketAddr) {
+    eventually(&format!("{address} is ready"), || {
+        from.run(async move {
+            let answer = Client::http1(address).await?.get(&address.to_string(), "/ready").await?;
+            ensure!(answer.status == 200, "{} {}", answer.status, answer.text());
+            Ok(())
+        })
+    })
+    .await;
+}
+
+/// Outbound: everybody's TCP but the sidecar's, and but what stays on the machine, which includes the pod's own
+/// address. Inbound: what comes by the wire, but for the sidecar's own ports.
+fn capture_rules() -> String {
+    format!(
+        "table inet heddle {{
+  chain outbound {{
+    type nat hook output priority -100;
+    meta skuid {SIDECAR_USER} return
+    oifname \"lo\" return
+    meta l4proto tcp redirect to :{outbound}
+  }}
+  chain inbound {{
+    type nat hook prerouting priority -100;
+    iifname \"lo\" return
+    tcp dport {first}-{last} return
+    meta l4proto tcp redirect to :{inbound}
+  }}
+}}",
+        outbound = ports::OUTBOUND,
+        inbound = ports::INBOUND,
+        first = ports::ADMIN,
+        last = ports::METRICS,
+    )
+}
+
+/// A pod in its own namespace.
+#[derive(Debug)]
+pub struct NetPod {
+    /// Its namespace.
+    pub inside: Namespace,
+    /// Its address.
+    pub ip: IpAddr,
+    /// Its interface's other end, at the bridge.
+    wire: String,
+    _sidecar: Process,
+}
+
+impl NetPod {
+    /// One of its ports.
+    #[must_use]
+    pub fn port(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.ip, port)
+    }
+
+    /// Its application's port.
+    #[must_use]
+    pub fn app(&self) -> SocketAddr {
+        self.port(APP_PORT)
+    }
+
+    /// The sidecar's metrics, asked for by whoever is outside.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn scrape(&self, wire: &Wire) -> anyhow::Result<Scrape> {
+        wire.outside.run(Scrape::of(self.port(ports::METRICS))).await
+    }
+
+    /// Waits until the sidecar has refused at least `count` connections or requests for `reason`.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub async fn refused(&self, wire: &Wire, direction: &str, reason: &str, count: f64) {
+        eventually(&format!("{direction} {reason} is counted"), || async {
+            let scrape = self.scrape(wire).await?;
+            let found = scrape.sum("heddle_refused_total", &[("direction", direction), ("reason", reason)]);
+            ensure!(found >= count, "{found} of {count}:\n{}", scrape.text);
+            Ok(())
+        })
+        .await;
+    }
+}
