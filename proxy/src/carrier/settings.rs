@@ -43,9 +43,9 @@ pub const HANDLERS: usize = 1024;
 pub const CONNECTIONS_PER_PEER: usize = 16;
 /// Cancelled streams after which the calling side lets a connection rest, for [`REST`] since it began to count: 1000 a
 /// second, half of what the [meter](crate::meter) at the other side allows, and far below [`CANCELLED_UNSEEN`] at once.
-pub const CANCELS_BEFORE_REST: u32 = 500;
+pub const CANCELS_BEFORE_REST: u32 = 250;
 /// See [`CANCELS_BEFORE_REST`].
-pub const REST: Duration = Duration::from_millis(500);
+pub const REST: Duration = Duration::from_millis(250);
 /// Requests of one worker that may wait for a connection to one peer.
 pub const WAITING_PER_PEER: usize = 4096;
 /// How long a request may wait for a free stream of a peer that has all its connections, after the connect timeout.
