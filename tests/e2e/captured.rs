@@ -293,10 +293,8 @@ async fn an_application_reaches_no_sidecars_port_through_capture() {
     need_namespaces!();
     let shop = shop(Family::V4).await;
     // Rules that lack the exception for what stays on the machine.
-    let rule = format!(
-        "insert rule inet heddle outbound ip daddr {} meta skuid != 2102 tcp dport 15000-15020 redirect to :15001",
-        shop.web.ip
-    );
+    let others = format!("ip daddr {} meta skuid != 2102", shop.web.ip);
+    let rule = format!("insert rule inet heddle outbound {others} tcp dport 15000-15020 redirect to :15001");
     shop.web.inside.nft(&rule).unwrap();
     let mut own = 0.0;
     for ip in [shop.web.ip, shop.reviews.ip] {

@@ -31,7 +31,7 @@ use crate::{
     process::Process,
     program,
     wait::PATIENCE,
-    world::APP_PORT,
+    world::{APP_PORT, clean},
 };
 
 /// The user that sidecars run as (contract: `heddle-proxy redirect --proxy-uid 2102`).
@@ -227,6 +227,7 @@ impl Wire {
         outside.address(family, &format!("{}/{}", family.host(1), family.prefix()), "bridge")?;
         let program = binaries::path(binaries::CONTROL_PLANE)?;
         let mut command = outside.command(&program.to_string_lossy());
+        clean(&mut command);
         command.arg("run").arg("--manifests").arg(world.manifests()).arg("--state-dir").arg(world.state());
         command.arg("--listen").arg(world.discovery().to_string());
         command.arg("--admin-listen").arg(world.control_plane_admin().to_string());
@@ -335,10 +336,7 @@ impl Wire {
         command.arg("--control-plane").arg(format!("https://{}", world.discovery()));
         command.arg("--control-plane-ca").arg(ca).arg("--token-file").arg(token);
         command.args(["--pod", &format!("shop/{name}"), "--workers", "1", "--drain-time", "5s"]).args(args);
-        // As the whole world does: the settings of whoever runs the tests are not the mesh's.
-        for (key, _) in std::env::vars_os().filter(|(key, _)| key.to_string_lossy().starts_with("HEDDLE_")) {
-            command.env_remove(key);
-        }
+        clean(&mut command);
         Ok(command)
     }
 

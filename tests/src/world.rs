@@ -297,7 +297,7 @@ impl Drop for World {
 }
 
 /// The settings of whoever runs the tests are not the mesh's.
-fn clean(command: &mut Command) {
+pub(crate) fn clean(command: &mut Command) {
     for (key, _) in std::env::vars_os().filter(|(key, _)| key.to_string_lossy().starts_with("HEDDLE_")) {
         command.env_remove(key);
     }
