@@ -223,7 +223,9 @@ async fn serve_http1(door: &Rc<Door>, io: Rewind<TcpStream>, target: Target) -> 
     });
     let (http1, io) = settings::http1_server(io, Some(IDLE));
     let serving = http1.serve_connection(io, service).with_upgrades();
-    let ended = drain.drive(serving, pending(), |serving| serving.graceful_shutdown()).await;
+    let ended = drain
+        .drive(serving, pending(), hyper::server::conn::http1::UpgradeableConnection::graceful_shutdown)
+        .await;
     ended.map_err(|error| unreadable(door, error))
 }
 
@@ -249,7 +251,7 @@ async fn serve_http2(door: &Rc<Door>, io: Rewind<TcpStream>, target: Target) -> 
     http2.timer(TokioTimer::new()).keep_alive_interval(PING_EVERY).keep_alive_timeout(PING_TIMEOUT);
     let io = TokioIo::new(Metered::new(io, Side::Server));
     let serving = http2.serve_connection(io, service);
-    let ended = drain.drive(serving, idle, |serving| serving.graceful_shutdown()).await;
+    let ended = drain.drive(serving, idle, hyper::server::conn::http2::Connection::graceful_shutdown).await;
     ended.map_err(|error| unreadable(door, error))
 }
 

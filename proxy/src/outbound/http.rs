@@ -63,7 +63,9 @@ where
     let idle = None;
     let (http1, io) = settings::http1_server(io, idle);
     let serving = http1.serve_connection(io, service).with_upgrades();
-    let ended = drain.drive(serving, pending(), |serving| serving.graceful_shutdown()).await;
+    let ended = drain
+        .drive(serving, pending(), hyper::server::conn::http1::UpgradeableConnection::graceful_shutdown)
+        .await;
     if let Err(error) = ended {
         plain::count_unreadable(&metrics, Direction::Outbound, &error);
         tracing::debug!(%error, "an application's HTTP/1 connection ended");
@@ -84,7 +86,8 @@ where
     });
     let io = TokioIo::new(Metered::new(io, Side::Server));
     let serving = settings::http2_server().serve_connection(io, service);
-    let ended = drain.drive(serving, pending(), |serving| serving.graceful_shutdown()).await;
+    let ended =
+        drain.drive(serving, pending(), hyper::server::conn::http2::Connection::graceful_shutdown).await;
     if let Err(error) = ended {
         plain::count_unreadable(&metrics, Direction::Outbound, &error);
         tracing::debug!(%error, "an application's HTTP/2 connection ended");
