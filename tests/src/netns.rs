@@ -201,6 +201,10 @@ impl Drop for Namespace {
     }
 }
 
+/// The bridge's own address. Left to itself a bridge takes the lowest of its ports', so a pod that comes could change it,
+/// and what others send to the old one is dropped until they ask again: seconds of silence.
+const BRIDGE: &str = "02:00:00:00:00:fe";
+
 /// The node's side: a bridge in a namespace of its own, and the control plane on it.
 #[derive(Debug)]
 pub struct Wire {
@@ -222,7 +226,7 @@ impl Wire {
         // Sidecars have a user of their own and must get at their files.
         std::fs::set_permissions(world.directory(), Permissions::from_mode(0o755))?;
         let outside = Namespace::new(&world, "outside").await?;
-        outside.must("ip", &["link", "add", "bridge", "type", "bridge"])?;
+        outside.must("ip", &["link", "add", "bridge", "address", BRIDGE, "type", "bridge"])?;
         outside.must("ip", &["link", "set", "bridge", "up"])?;
         outside.address(family, &format!("{}/{}", family.host(1), family.prefix()), "bridge")?;
         let program = binaries::path(binaries::CONTROL_PLANE)?;
