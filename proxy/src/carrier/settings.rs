@@ -73,12 +73,11 @@ const HEADER_LIST: u32 = 512 * 1024;
 const HEADER_LIST_TCP: u32 = 16 * 1024;
 /// See the module's documentation.
 const SMALL_FRAME_BUDGET: usize = 16 * 1024 * 1024;
-/// Streams that the peer cancelled before this side looked at them: above what the [meter](crate::meter) lets through,
-/// since a busy machine looks late and must not blame the peer for it.
-const CANCELLED_UNSEEN: usize = 8192;
+/// Streams that the peer cancelled before this side looked at them: as many as the [meter](crate::meter) lets through at
+/// once, since a busy machine looks late and must not blame the peer for it.
+const CANCELLED_UNSEEN: usize = 4096;
 /// Streams that this side cancelled (a thousand a second, see [`REST`]), and whose frames in flight are ignored for
-/// [`CANCELLED_REMEMBERED`]. A frame for
-/// a forgotten one is answered with a reset.
+/// [`CANCELLED_REMEMBERED`]. A frame for a forgotten one is answered with a reset.
 const CANCELLED: usize = 8192;
 const CANCELLED_REMEMBERED: Duration = Duration::from_secs(5);
 
