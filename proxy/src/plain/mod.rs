@@ -11,6 +11,7 @@ mod failure;
 pub mod head;
 mod http1;
 mod http2;
+mod linger;
 pub mod refusal;
 pub mod settings;
 
@@ -23,7 +24,10 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, request};
 use http_body::Body;
 use hyper::{body::Incoming, upgrade::Upgraded};
 
-use self::body::{Lease, SendBody};
+use self::{
+    body::{Lease, SendBody},
+    linger::Lingering,
+};
 use crate::{
     carrier::{SendError, Sent},
     metrics::{Direction, WorkerMetrics},
@@ -201,10 +205,11 @@ impl PlainPool {
         let mut again = true;
         let (answer, count) = loop {
             let (mut sender, count) = self.http2.take(address, connect_timeout).await?;
-            match sender.try_send_request(request).await {
-                Ok(answer) => break (answer, count),
+            let sending = async move { (sender.try_send_request(request).await, count) };
+            match Lingering::new(sending).await {
+                (Ok(answer), count) => break (answer, count),
                 // The server said goodbye in the same moment.
-                Err(mut error) => match error.take_message() {
+                (Err(mut error), _) => match error.take_message() {
                     Some(unsent) if again => {
                         again = false;
                         request = unsent;

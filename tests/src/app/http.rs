@@ -184,9 +184,6 @@ async fn serve(stream: TcpStream, shared: Arc<Shared>) {
             .timer(TokioTimer::new())
             .max_header_list_size(1 << 20)
             .max_concurrent_streams(10_000)
-            // A pod's callers share its sidecar's connection to the application, and so would one caller's cancels and
-            // hyper's answer to them, which is to close: tests are about what the mesh does.
-            .max_pending_accept_reset_streams(100_000)
             .serve_connection(TokioIo::new(stream), service)
             .await;
     } else {
