@@ -148,8 +148,9 @@ impl Pool {
         upgrade::answered(peer, response, protocol, stream, slot)
     }
 
-    /// Sends GOAWAY to every peer; streams that run go on to their end, and what comes after gets new connections.
-    pub fn drain(&self) {
+    /// Retires every connection at once, as age would; what comes after gets new ones.
+    #[cfg(test)]
+    pub(super) fn drain(&self) {
         let peers: Vec<_> = self.peers.borrow().values().cloned().collect();
         for peer in peers {
             peer.retire_all();
@@ -362,6 +363,7 @@ impl PeerPool {
         drop(removed);
     }
 
+    #[cfg(test)]
     fn retire_all(&self) {
         let connections = self.connections.borrow().clone();
         for connection in connections {
