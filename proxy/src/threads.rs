@@ -20,7 +20,7 @@ use crate::{
     log::AccessLogger,
     metrics::Metrics,
     outbound,
-    plain::PlainPool,
+    plain::{PlainPool, parking::Lot},
     store::Store,
     worker::{Drain, Settings, Worker},
 };
@@ -148,6 +148,7 @@ async fn work(
     let worker = Rc::new(Worker {
         carrier: carrier::Pool::new(identity, Arc::clone(&metrics)),
         plain: PlainPool::new(shared.settings.header_limit),
+        parking: Lot::new(shared.drain.clone()),
         series: outbound::SeriesCache::default(),
         mirrors: outbound::Mirrors::default(),
         outside: "outside".into(),

@@ -17,7 +17,7 @@ use crate::{
     log::AccessLogger,
     metrics::WorkerMetrics,
     outbound::{Mirrors, SeriesCache, resolve::Resolver},
-    plain::PlainPool,
+    plain::{PlainPool, parking::Lot},
     store::Store,
 };
 
@@ -31,6 +31,8 @@ pub struct Worker {
     pub carrier: Rc<carrier::Pool>,
     /// Plaintext connections: to the pod's application, and to endpoints without a sidecar; this worker's own.
     pub plain: Rc<PlainPool>,
+    /// Applications' HTTP/1 connections, the idle ones among them.
+    pub parking: Rc<Lot>,
     /// Names outside the mesh.
     pub resolver: Resolver,
     /// This worker's series.

@@ -6,7 +6,6 @@
 use std::{
     cell::Cell,
     convert::Infallible,
-    future::pending,
     io,
     net::{IpAddr, SocketAddr},
     rc::Rc,
@@ -35,7 +34,7 @@ use crate::{
     detect::{Protocol, Rewind, detect},
     meter::{Metered, Side},
     metrics::{Direction, Flow},
-    plain::{self, PlainBody, PlainVersion, Upgrade, edge, refusal, settings},
+    plain::{self, PlainBody, PlainVersion, Upgrade, edge, parking, refusal, settings},
     reason::Reason,
     relay::{Relayed, relay},
     worker::Worker,
@@ -215,18 +214,12 @@ fn reset(io: &TcpStream) {
 }
 
 async fn serve_http1(door: &Rc<Door>, io: Rewind<TcpStream>, target: Target) -> io::Result<()> {
-    let drain = door.worker.drain.clone();
+    let worker = &door.worker;
     let door_of_requests = Rc::clone(door);
-    let service = service_fn(move |request| {
-        let door = Rc::clone(&door_of_requests);
-        async move { Ok::<_, Infallible>(answer(door, target, request).await) }
-    });
-    let (http1, io) = settings::http1_server(io, Some(IDLE));
-    let serving = http1.serve_connection(io, service).with_upgrades();
-    let ended = drain
-        .drive(serving, pending(), hyper::server::conn::http1::UpgradeableConnection::graceful_shutdown)
-        .await;
-    ended.map_err(|error| unreadable(door, error))
+    let answer = move |request| answer(Rc::clone(&door_of_requests), target, request);
+    parking::serve_http1(&worker.parking, io, Some(IDLE), worker.drain.clone(), answer)
+        .await
+        .map_err(|error| unreadable(door, error))
 }
 
 async fn serve_http2(door: &Rc<Door>, io: Rewind<TcpStream>, target: Target) -> io::Result<()> {

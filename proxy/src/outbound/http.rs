@@ -22,9 +22,10 @@ use super::{
     tunnel,
 };
 use crate::{
+    detect::Rewind,
     meter::{Metered, Side},
     metrics::Direction,
-    plain::{self, edge, refusal::Form, settings},
+    plain::{self, edge, parking, refusal::Form, settings},
     reason::Reason,
     store::{Lookup, Slot},
     worker::Worker,
@@ -47,26 +48,19 @@ struct Connection {
     last: Cell<Option<Arc<Slot>>>,
 }
 
-/// Serves HTTP/1 until either side closes, or the sidecar drains.
-pub async fn serve_http1<T>(worker: Rc<Worker>, io: T, target: Target)
+/// Serves HTTP/1 until either side closes, or the sidecar drains; as long as an application likes to keep it.
+pub async fn serve_http1<T>(worker: Rc<Worker>, io: Rewind<T>, target: Target)
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let drain = worker.drain.clone();
+    let (drain, parking) = (worker.drain.clone(), Rc::clone(&worker.parking));
     let metrics = Arc::clone(&worker.metrics);
     let connection = Rc::new(Connection { worker, target, last: Cell::new(None) });
-    let service = service_fn(move |request| {
+    let answer = move |request| {
         let connection = Rc::clone(&connection);
-        async move { Ok::<_, Infallible>(answer(&connection, request).await) }
-    });
-    // As long as an application likes to keep it.
-    let idle = None;
-    let (http1, io) = settings::http1_server(io, idle);
-    let serving = http1.serve_connection(io, service).with_upgrades();
-    let ended = drain
-        .drive(serving, pending(), hyper::server::conn::http1::UpgradeableConnection::graceful_shutdown)
-        .await;
-    if let Err(error) = ended {
+        async move { answer(&connection, request).await }
+    };
+    if let Err(error) = parking::serve_http1(&parking, io, None, drain, answer).await {
         plain::count_unreadable(&metrics, Direction::Outbound, &error);
         tracing::debug!(%error, "an application's HTTP/1 connection ended");
     }
