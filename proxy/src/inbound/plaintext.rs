@@ -88,7 +88,9 @@ async fn redirected(door: &Rc<Door>, io: TcpStream, original: SocketAddr) -> io:
         Ok(AppProtocol::Http | AppProtocol::Http1 | AppProtocol::Http2) => {
             match detect(io, Some(IDLE)).await? {
                 (Protocol::Silent, _) => Ok(()),
-                (Protocol::Http2, io) => serve_http2(door, io, Target::Application(application)).await,
+                (Protocol::Http2, io) => {
+                    Box::pin(serve_http2(door, io, Target::Application(application))).await
+                }
                 (Protocol::Http1 | Protocol::Tls | Protocol::Opaque, io) => {
                     serve_http1(door, io, Target::Application(application)).await
                 }
@@ -119,7 +121,7 @@ async fn detected(
 ) -> io::Result<()> {
     match protocol {
         Protocol::Http1 => serve_http1(door, io, Target::Application(application)).await,
-        Protocol::Http2 => serve_http2(door, io, Target::Application(application)).await,
+        Protocol::Http2 => Box::pin(serve_http2(door, io, Target::Application(application))).await,
         Protocol::Tls | Protocol::Opaque | Protocol::Silent => pass_bytes(door, io, application).await,
     }
 }
@@ -138,14 +140,14 @@ async fn silent(door: &Rc<Door>, io: TcpStream, application: SocketAddr) -> io::
     tokio::select! {
         biased;
         _ = server.readable() => {
-            copy(door, Rewind::new(Bytes::new(), io), server, application).await
+            Box::pin(copy(door, Rewind::new(Bytes::new(), io), server, application)).await
         }
         _ = io.readable() => match detect(io, None).await? {
             (protocol @ (Protocol::Http1 | Protocol::Http2), io) => {
                 drop(server);
                 detected(door, io, protocol, application).await
             }
-            (_, io) => copy(door, io, server, application).await,
+            (_, io) => Box::pin(copy(door, io, server, application)).await,
         },
         () = tokio::time::sleep(TCP_IDLE) => Ok(()),
     }
@@ -158,7 +160,7 @@ async fn pass_bytes(door: &Rc<Door>, io: Rewind<TcpStream>, application: SocketA
         Err(refused) => Err(refused),
     };
     match dialled {
-        Ok(server) => copy(door, io, server, application).await,
+        Ok(server) => Box::pin(copy(door, io, server, application)).await,
         Err(refused) => turn_away(door, &io.into_parts().1, Some(application), &refused),
     }
 }
@@ -187,7 +189,7 @@ fn relayed(door: &Door, application: SocketAddr, started: Instant, bytes: Relaye
 async fn explicit(door: &Rc<Door>, io: TcpStream, ip: IpAddr) -> io::Result<()> {
     match detect(io, Some(IDLE)).await? {
         (Protocol::Http1, io) => serve_http1(door, io, Target::Authority(ip)).await,
-        (Protocol::Http2, io) => serve_http2(door, io, Target::Authority(ip)).await,
+        (Protocol::Http2, io) => Box::pin(serve_http2(door, io, Target::Authority(ip))).await,
         (protocol, io) => {
             let sentence = format!("{protocol:?} bytes that were not redirected name no port");
             let refused = Refused::new(Reason::NoDestination, sentence);

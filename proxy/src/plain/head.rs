@@ -47,8 +47,7 @@ impl Waiting {
     /// If the connection is between requests and has nothing left to send: how many heads it has waited for.
     #[must_use]
     pub fn between_requests(&self) -> Option<usize> {
-        let idle =
-            self.for_head.load(Relaxed) && !self.heard.load(Relaxed) && !self.unsent.load(Relaxed);
+        let idle = self.for_head.load(Relaxed) && !self.heard.load(Relaxed) && !self.unsent.load(Relaxed);
         idle.then(|| self.heads.load(Relaxed))
     }
 }

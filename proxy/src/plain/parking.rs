@@ -187,7 +187,8 @@ where
     let service = service_fn({
         let (answer, spot) = (Rc::clone(answer), Rc::clone(&spot));
         move |request: Request<Incoming>| {
-            let upgrade = request.method() == Method::CONNECT || request.headers().contains_key(header::UPGRADE);
+            let upgrade =
+                request.method() == Method::CONNECT || request.headers().contains_key(header::UPGRADE);
             if upgrade {
                 spot.upgrade.set(true);
             }
