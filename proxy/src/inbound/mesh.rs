@@ -27,7 +27,11 @@ use crate::{
         upgrade::{self, Asked},
     },
     metrics::{Direction, Flow, PeerRefusal},
-    plain::{PlainBody, PlainVersion, Upgrade, edge, refusal},
+    plain::{
+        PlainBody, PlainVersion, Upgrade,
+        edge::{self, LastHost},
+        refusal,
+    },
     reason::Reason,
     worker::Worker,
 };
@@ -134,7 +138,7 @@ impl Connection {
             Form::Tcp => return Err(self.misfit("requests")),
         };
         let application = self.application.clone()?;
-        edge::request(&mut parts, self.door.worker.settings.header_limit)?;
+        edge::request(&mut parts, self.door.worker.settings.header_limit, &LastHost::default())?;
         self.door.admit_request(application.port(), &parts)?;
         self.door.send(application, version, parts, body).await
     }
@@ -165,7 +169,7 @@ impl Connection {
             return Err(self.misfit("upgrades"));
         }
         let application = self.application.clone()?;
-        edge::request(&mut parts, self.door.worker.settings.header_limit)?;
+        edge::request(&mut parts, self.door.worker.settings.header_limit, &LastHost::default())?;
         self.door.admit_request(application.port(), &parts)?;
         Ok((application, self.door.upgrade(application, parts, &asked.protocol).await?))
     }

@@ -262,7 +262,7 @@ async fn answer(door: Rc<Door>, target: Target, mut request: Request<Incoming>) 
     let on_upgrade = hyper::upgrade::on(&mut request);
     let (mut parts, body) = request.into_parts();
     let form = refusal::Form::of(&parts.method, &parts.headers);
-    let read = edge::request(&mut parts, door.worker.settings.header_limit);
+    let read = edge::request(&mut parts, door.worker.settings.header_limit, &edge::LastHost::default());
     let application = match &read {
         Ok(_) => application(&door, target, &parts),
         Err(malformed) => Err(Refused::from(*malformed)),

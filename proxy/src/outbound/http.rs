@@ -5,7 +5,7 @@
 
 use std::{cell::Cell, convert::Infallible, future::pending, rc::Rc, sync::Arc};
 
-use http::{Method, Request, Response, Version};
+use http::{Method, Request, Response, Version, uri::Authority};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -44,8 +44,15 @@ pub enum Target {
 struct Connection {
     worker: Rc<Worker>,
     target: Target,
-    /// The destination of the request before: clients mostly stay with one.
-    last: Cell<Option<Arc<Slot>>>,
+    last_host: edge::LastHost,
+    /// The destination of the request before, and as what it was asked for: clients mostly stay with one.
+    last: Cell<Option<(Authority, Arc<Slot>)>>,
+}
+
+impl Connection {
+    fn new(worker: Rc<Worker>, target: Target) -> Rc<Self> {
+        Rc::new(Self { worker, target, last_host: edge::LastHost::default(), last: Cell::new(None) })
+    }
 }
 
 /// Serves HTTP/1 until either side closes, or the sidecar drains; as long as an application likes to keep it.
@@ -55,7 +62,7 @@ where
 {
     let (drain, parking) = (worker.drain.clone(), Rc::clone(&worker.parking));
     let metrics = Arc::clone(&worker.metrics);
-    let connection = Rc::new(Connection { worker, target, last: Cell::new(None) });
+    let connection = Connection::new(worker, target);
     let answer = move |request| {
         let connection = Rc::clone(&connection);
         async move { answer(&connection, request).await }
@@ -73,7 +80,7 @@ where
 {
     let drain = worker.drain.clone();
     let metrics = Arc::clone(&worker.metrics);
-    let connection = Rc::new(Connection { worker, target, last: Cell::new(None) });
+    let connection = Connection::new(worker, target);
     let service = service_fn(move |request| {
         let connection = Rc::clone(&connection);
         async move { Ok::<_, Infallible>(answer(&connection, request).await) }
@@ -145,12 +152,14 @@ async fn serve(
     // Taken before the headers that ask for it go.
     let on_upgrade = hyper::upgrade::on(&mut request);
     let (mut parts, body) = request.into_parts();
-    let upgrade = edge::request(&mut parts, worker.settings.header_limit).map_err(|malformed| {
-        if malformed.reason() == Reason::HeadersTooLarge {
-            worker.metrics.header_limit(Direction::Outbound);
-        }
-        Refused::new(malformed.reason(), malformed.to_string())
-    })?;
+    let upgrade = edge::request(&mut parts, worker.settings.header_limit, &connection.last_host).map_err(
+        |malformed| {
+            if malformed.reason() == Reason::HeadersTooLarge {
+                worker.metrics.header_limit(Direction::Outbound);
+            }
+            Refused::new(malformed.reason(), malformed.to_string())
+        },
+    )?;
 
     if parts.method == Method::CONNECT {
         // Where the destination is known already, CONNECT would lead past it.
@@ -185,19 +194,19 @@ async fn serve(
 /// What a request's authority leads to; none: straight to DNS.
 async fn by_authority(connection: &Connection, uri: &http::Uri) -> Result<Option<Arc<Slot>>, Refused> {
     let authority = uri.authority().ok_or_else(|| no_destination(uri))?;
+    // Taken out and put back, so that nothing is borrowed while others wait.
+    if let Some((asked, slot)) = connection.last.take()
+        && asked.as_str() == authority.as_str()
+    {
+        connection.last.set(Some((asked, Arc::clone(&slot))));
+        return Ok(Some(slot));
+    }
     let name = Name::of(authority, HTTP_PORT).map_err(|(reason, sentence)| Refused::new(reason, sentence))?;
     if name.dns_only {
         return Ok(None);
     }
-    // Taken out and put back, so that nothing is borrowed while others wait.
-    if let Some(slot) = connection.last.take()
-        && slot.name() == name.key
-    {
-        connection.last.set(Some(Arc::clone(&slot)));
-        return Ok(Some(slot));
-    }
     let slot = lookup(&connection.worker, &name.key).await?;
-    connection.last.set(Some(Arc::clone(&slot)));
+    connection.last.set(Some((authority.clone(), Arc::clone(&slot))));
     Ok(Some(slot))
 }
 

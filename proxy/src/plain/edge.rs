@@ -5,6 +5,8 @@
 //! [`answer`] bring a message into that form or refuse it; [`to_http1`], [`to_http2`] and [`answer_to_http1`]
 //! write it for the other side. No sockets here.
 
+use std::cell::Cell;
+
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header, request, response,
     uri::{Authority, PathAndQuery, Scheme},
@@ -70,28 +72,55 @@ impl Malformed {
     }
 }
 
+/// The last Host of a connection, as it was written and as it was read: clients mostly stay with one.
+#[derive(Default)]
+pub struct LastHost(Cell<Option<(HeaderValue, Authority)>>);
+
+impl LastHost {
+    /// Reads a Host header's value: host, and port if any.
+    fn read(&self, value: HeaderValue) -> Result<Authority, Malformed> {
+        let read = match self.0.take() {
+            Some((written, read)) if written == value => read,
+            _ => authority(&value)?,
+        };
+        self.0.set(Some((value, read.clone())));
+        Ok(read)
+    }
+}
+
 /// Brings a request that a client sent into the form that holds inside the sidecar. Gives back the protocol that
 /// an HTTP/1.1 client would change to: the first one of its offer that is not HTTP.
 ///
 /// # Errors
 /// When the request is ambiguous or too large; it must be answered with [`Malformed::reason`].
-pub fn request(parts: &mut request::Parts, limit: usize) -> Result<Option<HeaderValue>, Malformed> {
-    let has_connection_fields = within(&parts.headers, limit)?;
-    one_authority(parts)?;
-    one_length(&mut parts.headers)?;
-    let has_body = parts.headers.contains_key(header::TRANSFER_ENCODING)
-        || parts.headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
-    let upgrade = match parts.version {
+pub fn request(
+    parts: &mut request::Parts,
+    limit: usize,
+    last: &LastHost,
+) -> Result<Option<HeaderValue>, Malformed> {
+    let fields = within(&parts.headers, limit)?;
+    one_authority(parts, last)?;
+    if fields.of_length {
+        one_length(&mut parts.headers)?;
+    }
+    let mut upgrade = None;
+    if fields.of_connection {
+        let has_body = parts.headers.contains_key(header::TRANSFER_ENCODING)
+            || parts.headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
         // Bytes of a body could not be told from those of the new protocol on the way; serving the request
         // without changing protocols is always allowed (RFC 9110, 7.8).
-        Version::HTTP_11 if !has_body => offered_protocol(&parts.headers),
-        _ => None,
-    };
-    if has_connection_fields {
+        if parts.version == Version::HTTP_11 && !has_body {
+            upgrade = offered_protocol(&parts.headers);
+        }
         strip_connection_fields(&mut parts.headers);
     }
     // The first sidecar answers it: hyper does, once the body is asked for.
-    if parts.headers.get(header::EXPECT).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+    if fields.expect
+        && parts
+            .headers
+            .get(header::EXPECT)
+            .is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+    {
         parts.headers.remove(header::EXPECT);
     }
     Ok(upgrade)
@@ -104,15 +133,18 @@ pub fn request(parts: &mut request::Parts, limit: usize) -> Result<Option<Header
 /// # Errors
 /// When the answer is ambiguous or too large: nothing of it may be passed on (`BadResponse`).
 pub fn answer(parts: &mut response::Parts, method: &Method, limit: usize) -> Result<bool, Malformed> {
-    let has_connection_fields = within(&parts.headers, limit)?;
+    let fields = within(&parts.headers, limit)?;
     if parts.status == StatusCode::SWITCHING_PROTOCOLS {
         return Err(Malformed::Unasked);
     }
-    // RFC 9112, 6.3: chunked wins, and whoever writes both lengths may be smuggling.
-    let both = parts.headers.contains_key(header::TRANSFER_ENCODING)
-        && parts.headers.contains_key(header::CONTENT_LENGTH);
-    one_length(&mut parts.headers)?;
-    if has_connection_fields {
+    let mut both = false;
+    if fields.of_length {
+        // RFC 9112, 6.3: chunked wins, and whoever writes both lengths may be smuggling.
+        both = parts.headers.contains_key(header::TRANSFER_ENCODING)
+            && parts.headers.contains_key(header::CONTENT_LENGTH);
+        one_length(&mut parts.headers)?;
+    }
+    if fields.of_connection {
         strip_connection_fields(&mut parts.headers);
     }
     remove_words(&mut parts.headers);
@@ -200,29 +232,36 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
     })
 }
 
-/// Checks that names and values are within the limits. Gives whether [`strip_connection_fields`] has work, since
-/// most messages have none and need not be searched seven times.
-fn within(headers: &HeaderMap, limit: usize) -> Result<bool, Malformed> {
+/// Which fields a message has that need work. Most have none, and need not be searched for each.
+#[derive(Default)]
+struct Fields {
+    /// For [`strip_connection_fields`].
+    of_connection: bool,
+    /// For [`one_length`].
+    of_length: bool,
+    expect: bool,
+}
+
+/// Checks that names and values are within the limits.
+fn within(headers: &HeaderMap, limit: usize) -> Result<Fields, Malformed> {
     let mut bytes = 0;
-    let mut has_connection_fields = false;
+    let mut fields = Fields::default();
     for (name, value) in headers {
         bytes += name.as_str().len() + value.len();
-        has_connection_fields |= *name == header::CONNECTION || CONNECTION_FIELDS.contains(name);
+        fields.of_connection |= *name == header::CONNECTION || CONNECTION_FIELDS.contains(name);
+        fields.of_length |= *name == header::CONTENT_LENGTH || *name == header::TRANSFER_ENCODING;
+        fields.expect |= *name == header::EXPECT;
         let value = value.as_bytes();
         let space = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
         if space(value.first()) || space(value.last()) {
             return Err(Malformed::Padding);
         }
     }
-    if bytes > limit || headers.len() > MAX_FIELDS {
-        Err(Malformed::TooLarge { limit })
-    } else {
-        Ok(has_connection_fields)
-    }
+    if bytes > limit || headers.len() > MAX_FIELDS { Err(Malformed::TooLarge { limit }) } else { Ok(fields) }
 }
 
 /// Moves the one authority into the URI (RFC 9112, 3.2 and 3.3; RFC 9113, 8.3.1).
-fn one_authority(parts: &mut request::Parts) -> Result<(), Malformed> {
+fn one_authority(parts: &mut request::Parts, last: &LastHost) -> Result<(), Malformed> {
     let mut hosts = parts.headers.get_all(header::HOST).iter();
     let host = hosts.next().cloned();
     if hosts.next().is_some() {
@@ -231,10 +270,12 @@ fn one_authority(parts: &mut request::Parts) -> Result<(), Malformed> {
     if host.is_none() && parts.version == Version::HTTP_11 {
         return Err(Malformed::Authority("no Host on HTTP/1.1"));
     }
-    parts.headers.remove(header::HOST);
     let host = match host {
-        Some(value) if !value.is_empty() => Some(authority(&value)?),
-        _ => None,
+        Some(value) => {
+            parts.headers.remove(header::HOST);
+            if value.is_empty() { None } else { Some(last.read(value)?) }
+        }
+        None => None,
     };
     let named = match parts.uri.authority() {
         Some(authority) if authority.as_str().contains('@') => {
@@ -267,7 +308,10 @@ fn one_authority(parts: &mut request::Parts) -> Result<(), Malformed> {
     }) {
         return Err(Malformed::Target("no path"));
     }
-    // Absolute-form wins over Host.
+    // Absolute-form wins over Host; most of the mesh's own requests come so, and nothing needs to be written.
+    if named.is_some() && parts.uri.scheme() == Some(&Scheme::HTTP) {
+        return Ok(());
+    }
     parts.uri = match named.or(host) {
         Some(authority) => absolute(authority, path),
         None => Uri::from(path.unwrap_or_else(|| PathAndQuery::from_static("/"))),

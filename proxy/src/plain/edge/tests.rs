@@ -39,7 +39,7 @@ type Seen = Rc<RefCell<Outcome>>;
 
 async fn edge_service(seen: Seen, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     let (mut parts, body) = request.into_parts();
-    let upgrade = match super::request(&mut parts, LIMIT) {
+    let upgrade = match super::request(&mut parts, LIMIT, &LastHost::default()) {
         Ok(upgrade) => upgrade,
         Err(malformed) => {
             let mut refused = Response::new(Full::from("END"));
