@@ -3,7 +3,7 @@
 //! The connection's TLS server name says which port and in what form, the certificate who calls; nothing in a
 //! request is believed about either.
 
-use std::{net::SocketAddr, rc::Rc};
+use std::{net::SocketAddr, pin::pin, rc::Rc};
 
 use bytes::Bytes;
 use h2::{Reason as Code, RecvStream, server::SendResponse};
@@ -65,10 +65,7 @@ pub async fn serve(worker: Rc<Worker>, io: TcpStream) {
         application: door.own_application(local.ip(), incoming.name.port),
         door,
     });
-    let handler = move |request, respond| {
-        let connection = Rc::clone(&connection);
-        async move { connection.stream(request, respond).await }
-    };
+    let handler = move |request, respond| Rc::clone(&connection).stream(request, respond);
     if let Err(error) = incoming.serve(handler, leaving).await {
         tracing::debug!(%client, %error, "mesh connection ended");
     }
@@ -100,7 +97,7 @@ struct Connection {
 }
 
 impl Connection {
-    async fn stream(&self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+    async fn stream(self: Rc<Self>, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
         match upgrade::asked(&request) {
             Err(malformed) => {
                 tracing::debug!(malformed, client = %self.door.client, "stream refused");
@@ -118,9 +115,9 @@ impl Connection {
         let (parts, body) = CarrierBody::of_request(request).into_parts();
         let record = self.record(&parts);
         let form = refusal::Form::of(&parts.method, &parts.headers);
-        let answering = self.answer(parts, body);
         // None: the caller cancelled, and with the future goes the application's request.
-        let Some(answer) = unless_reset(&mut respond, answering).await else { return };
+        let answer = unless_reset(&mut respond, pin!(self.answer(parts, body))).await;
+        let Some(answer) = answer else { return };
         match answer {
             Ok(answer) => reply(respond, InboundBody::application(answer, record)).await,
             Err(refused) => refuse(respond, record, &refused, form, false).await,
@@ -148,8 +145,8 @@ impl Connection {
         let (mut parts, received) = request.into_parts();
         parts.method = asked.method.clone();
         let record = self.record(&parts);
-        let answering = self.ask(parts, &asked);
-        let Some(answer) = unless_reset(&mut respond, answering).await else { return };
+        let answer = unless_reset(&mut respond, pin!(self.ask(parts, &asked))).await;
+        let Some(answer) = answer else { return };
         match answer {
             Ok((application, Upgrade::Switched(head, upgraded))) => {
                 let (head, ()) = head.into_parts();
@@ -195,7 +192,8 @@ impl Connection {
     /// Opaque TCP. Whatever the CONNECT names, the application's port is the connection's.
     async fn tunnel(&self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
         let started = Instant::now();
-        let Some(opened) = unless_reset(&mut respond, self.open()).await else { return };
+        let opened = unless_reset(&mut respond, pin!(self.open())).await;
+        let Some(opened) = opened else { return };
         let (application, io) = match opened {
             Ok(opened) => opened,
             Err(refused) => {

@@ -20,8 +20,9 @@ use crate::{
 /// Header fields of one message, beside the limit on their bytes.
 pub const MAX_FIELDS: usize = 256;
 
-/// What concerns one connection alone, beside Connection and what it lists.
-static CONNECTION_FIELDS: [HeaderName; 6] = [
+/// What concerns one connection alone, beside what Connection lists.
+static CONNECTION_FIELDS: [HeaderName; 7] = [
+    header::CONNECTION,
     header::TRANSFER_ENCODING,
     header::TE,
     header::UPGRADE,
@@ -29,6 +30,9 @@ static CONNECTION_FIELDS: [HeaderName; 6] = [
     HeaderName::from_static("proxy-connection"),
     HeaderName::from_static("http2-settings"),
 ];
+
+/// The mesh's own words.
+static WORDS: [HeaderName; 2] = [reason::HEADER, STATUS];
 
 /// The trailers that gRPC sends (gRPC over HTTP2, Responses).
 const GRPC_TRAILERS: HeaderValue =
@@ -104,7 +108,7 @@ pub fn request(
         one_length(&mut parts.headers)?;
     }
     let mut upgrade = None;
-    if fields.of_connection {
+    if fields.of_connection != 0 {
         let has_body = parts.headers.contains_key(header::TRANSFER_ENCODING)
             || parts.headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
         // Bytes of a body could not be told from those of the new protocol on the way; serving the request
@@ -112,7 +116,7 @@ pub fn request(
         if parts.version == Version::HTTP_11 && !has_body {
             upgrade = offered_protocol(&parts.headers);
         }
-        strip_connection_fields(&mut parts.headers);
+        strip_connection_fields(&mut parts.headers, fields.of_connection);
     }
     // The first sidecar answers it: hyper does, once the body is asked for.
     if fields.expect
@@ -144,10 +148,12 @@ pub fn answer(parts: &mut response::Parts, method: &Method, limit: usize) -> Res
             && parts.headers.contains_key(header::CONTENT_LENGTH);
         one_length(&mut parts.headers)?;
     }
-    if fields.of_connection {
-        strip_connection_fields(&mut parts.headers);
+    if fields.of_connection != 0 {
+        strip_connection_fields(&mut parts.headers, fields.of_connection);
     }
-    remove_words(&mut parts.headers);
+    if fields.words {
+        remove_words(&mut parts.headers);
+    }
     // RFC 9110, 8.6: no length where there is no content to measure, but for HEAD and 304.
     if parts.status == StatusCode::NO_CONTENT || (*method == Method::CONNECT && parts.status.is_success()) {
         parts.headers.remove(header::CONTENT_LENGTH);
@@ -160,8 +166,8 @@ pub fn answer(parts: &mut response::Parts, method: &Method, limit: usize) -> Res
 /// # Errors
 /// When it is too large.
 pub fn switching(parts: &mut response::Parts, limit: usize) -> Result<(), Malformed> {
-    within(&parts.headers, limit)?;
-    strip_connection_fields(&mut parts.headers);
+    let fields = within(&parts.headers, limit)?;
+    strip_connection_fields(&mut parts.headers, fields.of_connection);
     remove_words(&mut parts.headers);
     parts.headers.remove(header::CONTENT_LENGTH);
     Ok(())
@@ -169,8 +175,9 @@ pub fn switching(parts: &mut response::Parts, limit: usize) -> Result<(), Malfor
 
 /// These words are the mesh's alone, in headers and in trailers.
 pub(super) fn remove_words(headers: &mut HeaderMap) {
-    headers.remove(reason::HEADER);
-    headers.remove(STATUS);
+    for word in &WORDS {
+        headers.remove(word);
+    }
 }
 
 /// Writes a request for an HTTP/1.1 server: origin-form, one Host, one Cookie, a length that the receiver can see.
@@ -235,8 +242,10 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
 /// Which fields a message has that need work. Most have none, and need not be searched for each.
 #[derive(Default)]
 struct Fields {
-    /// For [`strip_connection_fields`].
-    of_connection: bool,
+    /// For [`strip_connection_fields`]: a bit for each of [`CONNECTION_FIELDS`].
+    of_connection: u8,
+    /// For [`remove_words`].
+    words: bool,
     /// For [`one_length`].
     of_length: bool,
     expect: bool,
@@ -248,7 +257,10 @@ fn within(headers: &HeaderMap, limit: usize) -> Result<Fields, Malformed> {
     let mut fields = Fields::default();
     for (name, value) in headers {
         bytes += name.as_str().len() + value.len();
-        fields.of_connection |= *name == header::CONNECTION || CONNECTION_FIELDS.contains(name);
+        if let Some(at) = CONNECTION_FIELDS.iter().position(|field| field == name) {
+            fields.of_connection |= 1 << at;
+        }
+        fields.words |= WORDS.contains(name);
         fields.of_length |= *name == header::CONTENT_LENGTH || *name == header::TRANSFER_ENCODING;
         fields.expect |= *name == header::EXPECT;
         let value = value.as_bytes();
@@ -407,10 +419,13 @@ fn offered_protocol(headers: &HeaderMap) -> Option<HeaderValue> {
 }
 
 /// Removes what concerns one connection alone (RFC 9110, 7.6.1), and keeps `TE: trailers`, which gRPC asks for
-/// end to end.
-fn strip_connection_fields(headers: &mut HeaderMap) {
+/// end to end. `present` has a bit for each of [`CONNECTION_FIELDS`].
+fn strip_connection_fields(headers: &mut HeaderMap, present: u8) {
     let trailers = words(headers, &header::TE).any(|word| word.eq_ignore_ascii_case(b"trailers"));
-    if headers.contains_key(header::CONNECTION) {
+    let usual =
+        |word: &[u8]| [&b"keep-alive"[..], b"close", b"upgrade"].iter().any(|w| word.eq_ignore_ascii_case(w));
+    // What is usually listed is no field, or goes anyway.
+    if words(headers, &header::CONNECTION).any(|word| !usual(word)) {
         let listed: Vec<HeaderName> = words(headers, &header::CONNECTION)
             .filter_map(|word| HeaderName::from_bytes(word).ok())
             // A message's length and place do not become optional because its sender lists them.
@@ -419,10 +434,11 @@ fn strip_connection_fields(headers: &mut HeaderMap) {
         for name in listed {
             headers.remove(name);
         }
-        headers.remove(header::CONNECTION);
     }
-    for name in &CONNECTION_FIELDS {
-        headers.remove(name);
+    for (at, name) in CONNECTION_FIELDS.iter().enumerate() {
+        if present & 1 << at != 0 {
+            headers.remove(name);
+        }
     }
     if trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));

@@ -300,3 +300,12 @@ async fn sockets() -> (TcpStream, TcpStream) {
     let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
     (near.unwrap(), far.unwrap().0)
 }
+
+#[test]
+fn the_task_of_a_request_is_small() {
+    fn future<R>(_: impl Fn(Rc<Connection>, Request<RecvStream>, SendResponse<Bytes>) -> R) -> usize {
+        size_of::<R>()
+    }
+    // tokio boxes what is larger than 16 KiB, and a task is copied once for each request.
+    assert!(future(Connection::stream) <= 6 * 1024, "{}", future(Connection::stream));
+}
