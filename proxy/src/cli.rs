@@ -87,6 +87,11 @@ pub struct RunArgs {
     #[arg(long, env = "HEDDLE_DETECT_TIMEOUT", default_value = "100ms", value_parser = duration)]
     pub detect_timeout: Duration,
 
+    /// How long a peer may take nothing of an answer that is ready for it, or send nothing of a request's body that is
+    /// waited for, before it loses stream or connection. Streams that have nothing to say may rest.
+    #[arg(long, env = "HEDDLE_STALL_TIMEOUT", default_value = "60s", value_parser = time_limit)]
+    pub stall_timeout: Duration,
+
     /// Bytes of header names plus values that a request or response may have.
     #[arg(long, env = "HEDDLE_HEADER_LIMIT", default_value_t = 65_536,
           value_parser = clap::value_parser!(u32).range(1_024..=1_048_576))]
@@ -132,6 +137,14 @@ fn url(text: &str) -> Result<http::Uri, String> {
 
 fn duration(text: &str) -> Result<Duration, humantime::DurationError> {
     humantime::parse_duration(text)
+}
+
+fn time_limit(text: &str) -> Result<Duration, String> {
+    match duration(text) {
+        Ok(Duration::ZERO) => Err("it must be longer than nothing".to_owned()),
+        Ok(limit) => Ok(limit),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// Where the five ports listen.
@@ -202,6 +215,13 @@ mod tests {
         for address in listeners.inbound.iter().chain(&listeners.mesh).chain(&listeners.metrics) {
             assert!(address.ip().is_unspecified(), "{address}");
         }
+    }
+
+    #[test]
+    fn a_stalled_peer_gets_a_minute_unless_told_otherwise_and_never_nothing() {
+        assert_eq!(parse(&[]).stall_timeout, crate::meter::STALL);
+        assert_eq!(parse(&["--stall-timeout", "5s"]).stall_timeout, Duration::from_secs(5));
+        assert!(time_limit("0s").is_err());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use heddle_api::identity::SpiffeId;
 use http::{HeaderValue, Request, Response, Version, request};
 use http_body::Body;
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, sync::Notify};
 
 use crate::{
     access::{Caller, Decision},
@@ -37,6 +37,8 @@ pub(super) struct Door {
     pub(super) identity: Option<SpiffeId>,
     /// The series of the request before; mostly it is the next one's too.
     series: RefCell<Option<Held>>,
+    /// A request's body stalled: the client is to take its requests to another connection.
+    pub(super) stalled: Notify,
 }
 
 /// A handle, and what it is for.
@@ -78,7 +80,7 @@ impl From<edge::Malformed> for Refused {
 
 impl Door {
     pub(super) fn new(worker: Rc<Worker>, client: SocketAddr, identity: Option<SpiffeId>) -> Rc<Self> {
-        Rc::new(Self { worker, client, identity, series: RefCell::new(None) })
+        Rc::new(Self { worker, client, identity, series: RefCell::new(None), stalled: Notify::new() })
     }
 
     /// The pod's own side.

@@ -3,7 +3,7 @@
 //! The connection's TLS server name says which port and in what form, the certificate who calls; nothing in a
 //! request is believed about either.
 
-use std::{net::SocketAddr, rc::Rc};
+use std::{net::SocketAddr, pin::pin, rc::Rc, time::Duration};
 
 use bytes::Bytes;
 use h2::{Reason as Code, RecvStream, server::SendResponse};
@@ -26,8 +26,13 @@ use crate::{
         unless_reset,
         upgrade::{self, Asked},
     },
+    meter::STALLED,
     metrics::{Direction, Flow, PeerRefusal},
-    plain::{PlainBody, PlainVersion, Upgrade, edge, refusal},
+    plain::{
+        PlainBody, PlainVersion, Upgrade, edge,
+        pace::{Pace, Paced},
+        refusal,
+    },
     reason::Reason,
     worker::Worker,
 };
@@ -41,7 +46,7 @@ pub async fn serve(worker: Rc<Worker>, io: TcpStream) {
         tracing::debug!(%client, "mesh connection refused: no certificate yet");
         return;
     };
-    let incoming = match server::handshake(io, &credentials).await {
+    let incoming = match server::handshake(io, &credentials, patience(&worker)).await {
         Ok(incoming) => incoming,
         Err(error) => {
             let refused = refusal_of(&error);
@@ -68,6 +73,12 @@ pub async fn serve(worker: Rc<Worker>, io: TcpStream) {
     if let Err(error) = incoming.serve(handler, leaving).await {
         tracing::debug!(%client, %error, "mesh connection ended");
     }
+}
+
+/// A sidecar judges its own application's readers and bodies, and resets what stalls; it is only judged here where it does
+/// not, so it gets twice its time.
+fn patience(worker: &Worker) -> Duration {
+    2 * worker.settings.stall_timeout
 }
 
 /// What is counted of a connection that did not come to its first request.
@@ -114,9 +125,14 @@ impl Connection {
         let (parts, body) = CarrierBody::of_request(request).into_parts();
         let record = self.record(&parts);
         let form = refusal::Form::of(&parts.method, &parts.headers);
-        let answering = self.answer(parts, body);
+        let (body, pace) = Paced::new(body, &parts.headers, patience(&self.door.worker));
+        let answering = pin!(self.answer(parts, body));
         // None: the caller cancelled, and with the future goes the application's request.
-        let Some(answer) = unless_reset(&mut respond, answering).await else { return };
+        let answering = unless_reset(&mut respond, Pace::watch(pace, answering));
+        let Some(answer) = answering.await else { return };
+        let Ok(answer) = answer else {
+            return stalled(respond, record);
+        };
         match answer {
             Ok(answer) => reply(respond, InboundBody::application(answer, record)).await,
             Err(refused) => refuse(respond, record, &refused, form, false).await,
@@ -126,7 +142,7 @@ impl Connection {
     async fn answer(
         &self,
         mut parts: request::Parts,
-        body: CarrierBody,
+        body: Paced<CarrierBody>,
     ) -> Result<Response<PlainBody>, Refused> {
         let version = match self.name.form {
             Form::Http1 => PlainVersion::Http1,
@@ -250,6 +266,12 @@ async fn refuse(
     record.refused(refused.reason, !refused.unsent);
     drop(record);
     say(respond, refused, form, is_upgrade).await;
+}
+
+/// Ends a stream whose request does not go on. The [meter](crate::meter) counts such resets.
+fn stalled(mut respond: SendResponse<Bytes>, mut record: Record) {
+    record.refused(Reason::RequestStalled, true);
+    respond.send_reset(STALLED);
 }
 
 /// REFUSED_STREAM where the caller may try elsewhere, else an answer with the reason.

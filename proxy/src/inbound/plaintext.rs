@@ -9,6 +9,7 @@ use std::{
     future::pending,
     io,
     net::{IpAddr, SocketAddr},
+    pin::pin,
     rc::Rc,
     time::Duration,
 };
@@ -31,11 +32,16 @@ use super::{
     record::{self, Record},
 };
 use crate::{
+    carrier::copy::Socket,
     config::AppProtocol,
     detect::{Protocol, Rewind, detect},
-    meter::{Metered, Side},
+    meter::Metered,
     metrics::{Direction, Flow},
-    plain::{self, PlainBody, PlainVersion, Upgrade, edge, refusal, settings},
+    plain::{
+        self, PlainBody, PlainVersion, Upgrade, edge,
+        pace::{Pace, Paced},
+        refusal, settings,
+    },
     reason::Reason,
     relay::{Relayed, relay},
     worker::Worker,
@@ -215,6 +221,7 @@ fn reset(io: &TcpStream) {
 }
 
 async fn serve_http1(door: &Rc<Door>, io: Rewind<TcpStream>, target: Target) -> io::Result<()> {
+    io.limit_unread(Some(door.worker.settings.stall_timeout));
     let drain = door.worker.drain.clone();
     let door_of_requests = Rc::clone(door);
     let service = service_fn(move |request| {
@@ -230,6 +237,8 @@ async fn serve_http1(door: &Rc<Door>, io: Rewind<TcpStream>, target: Target) -> 
 }
 
 async fn serve_http2(door: &Rc<Door>, io: Rewind<TcpStream>, target: Target) -> io::Result<()> {
+    let patience = door.worker.settings.stall_timeout;
+    io.limit_unread(Some(patience));
     let drain = door.worker.drain.clone();
     let door_of_requests = Rc::clone(door);
     let asked = Rc::new(Cell::new(false));
@@ -247,11 +256,17 @@ async fn serve_http2(door: &Rc<Door>, io: Rewind<TcpStream>, target: Target) -> 
             }
         }
     };
+    let enough = async move {
+        tokio::select! {
+            () = idle => {}
+            () = door.stalled.notified() => {}
+        }
+    };
     let mut http2 = settings::http2_server();
     http2.timer(TokioTimer::new()).keep_alive_interval(PING_EVERY).keep_alive_timeout(PING_TIMEOUT);
-    let io = TokioIo::new(Metered::new(io, Side::Server));
+    let io = TokioIo::new(Metered::server(io, patience));
     let serving = http2.serve_connection(io, service);
-    let ended = drain.drive(serving, idle, hyper::server::conn::http2::Connection::graceful_shutdown).await;
+    let ended = drain.drive(serving, enough, hyper::server::conn::http2::Connection::graceful_shutdown).await;
     ended.map_err(|error| unreadable(door, error))
 }
 
@@ -345,7 +360,15 @@ async fn pass(
         AppProtocol::Detect | AppProtocol::Http => PlainVersion::Http1,
     };
     let Some((protocol, on_upgrade)) = upgrade.filter(|_| speaks == PlainVersion::Http1) else {
-        return Ok(Passed::Answer(door.send(application, speaks, parts, body).await?));
+        let (body, pace) = Paced::new(body, &parts.headers, door.worker.settings.stall_timeout);
+        let answer = pin!(door.send(application, speaks, parts, body));
+        return match Pace::watch(pace, answer).await {
+            Ok(answer) => Ok(Passed::Answer(answer?)),
+            Err(stalled) => {
+                door.stalled.notify_one();
+                Err(Refused::new(Reason::RequestStalled, stalled.to_string()))
+            }
+        };
     };
     match Box::pin(door.upgrade(application, parts, &protocol)).await? {
         Upgrade::Declined(answer) => Ok(Passed::Answer(answer)),
