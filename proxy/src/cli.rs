@@ -47,7 +47,8 @@ pub struct RunArgs {
     pub pod: PodName,
 
     /// The pod's address; all five ports listen on it. Repeat for a second family. Without it the pod's addresses are
-    /// those of the network interfaces.
+    /// those of the network interfaces, and the sidecar listens where netfilter redirects to: leave it out where traffic
+    /// is captured, since what a pod sends is redirected to 127.0.0.1:15001.
     #[arg(long, env = "HEDDLE_POD_IP", value_name = "IP", value_delimiter = ',')]
     pub pod_ip: Vec<IpAddr>,
 

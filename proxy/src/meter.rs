@@ -18,6 +18,7 @@ mod frames;
 mod windows;
 
 use std::{
+    collections::VecDeque,
     io,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -31,8 +32,8 @@ use tokio::{
 
 use self::{
     frames::{
-        DATA, END_STREAM, Frames, GOAWAY, HEADERS, Head, PING, PREFACE, PRIORITY, RST_STREAM, SETTINGS, Seen,
-        WINDOW_UPDATE,
+        ACK, DATA, END_STREAM, Frames, GOAWAY, HEAD_BYTES, HEADERS, Head, PING, PREFACE, PRIORITY,
+        RST_STREAM, SETTINGS, Seen, WINDOW_UPDATE,
     },
     windows::{LOOKS, Verdict, Windows},
 };
@@ -61,6 +62,11 @@ const CONTROL: Rate = Rate { burst: 200, per_second: 20 };
 const WINDOW_UPDATES: Rate = Rate { burst: 50_000, per_second: 50_000 };
 /// Resets that the peer made us send by breaking the protocol (CVE-2025-8671, MadeYouReset).
 const PROVOKED: Rate = Rate { burst: 200, per_second: 20 };
+/// Bytes that may come on a stream after we reset it, from a peer that does not know yet: the largest window that we open
+/// (1 MiB, `carrier/settings.rs`), and the frames' heads.
+const LATE: u32 = 1024 * 1024 + 64 * 1024;
+/// Streams that we reset, as many as are remembered.
+const RESET: usize = 128;
 /// HEADERS to the calling side beyond those that its requests earn: there is no honest one.
 const ANSWERS: Rate = Rate { burst: 4096, per_second: 20 };
 /// HEADERS that a request earns its answer: interim ones (1xx), the answer's own, trailers.
@@ -99,6 +105,34 @@ impl Bucket {
     }
 }
 
+/// Streams that we reset, and what may still come on them. `h2` takes it for data on its way, gives the connection's
+/// window back, and would do so for as long as it remembers the stream.
+#[derive(Debug, Default)]
+struct Reset {
+    streams: VecDeque<u32>,
+    left: u32,
+}
+
+impl Reset {
+    fn add(&mut self, stream: u32) {
+        if self.streams.len() == RESET {
+            self.streams.pop_front();
+        }
+        self.streams.push_back(stream);
+        self.left = (self.left + LATE).min(RESET as u32 * LATE);
+    }
+
+    /// DATA came, of so many bytes. Whether that may be.
+    fn take(&mut self, stream: u32, bytes: u32) -> bool {
+        if !self.streams.contains(&stream) {
+            return true;
+        }
+        let Some(left) = self.left.checked_sub(bytes + HEAD_BYTES as u32) else { return false };
+        self.left = left;
+        true
+    }
+}
+
 /// Which side this is: callers cancel streams, which harms the answering side; answers come unasked to the calling one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
@@ -119,6 +153,7 @@ struct Meter {
     window_updates: Bucket,
     provoked: Bucket,
     answers: Bucket,
+    reset: Reset,
     /// Where readers are watched.
     windows: Option<Windows>,
     /// Streams that were given up because their client stalls, and that nobody has looked at yet.
@@ -137,16 +172,17 @@ impl Meter {
             window_updates: Bucket::new(WINDOW_UPDATES),
             provoked: Bucket::new(PROVOKED),
             answers: Bucket::new(ANSWERS),
+            reset: Reset::default(),
             windows: watches.then(Windows::new),
             strikes: 0,
         }
     }
 
     fn on_read(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let Self { side, read, cancels, control, window_updates, answers, windows, .. } = self;
+        let Self { side, read, cancels, control, window_updates, answers, reset, windows, .. } = self;
         let mut what = "";
         let fine = read.follow(bytes, |seen| {
-            let (Head { kind, stream, .. }, value) = match seen {
+            let (Head { kind, flags, stream, length }, value) = match seen {
                 Seen::Frame(head, value) => (head, value),
                 Seen::InitialWindow(size) => {
                     if let Some(windows) = windows {
@@ -160,10 +196,15 @@ impl Meter {
                     HEADERS => windows.asked(stream),
                     WINDOW_UPDATE => windows.opened(stream, value),
                     RST_STREAM => windows.closed(stream),
+                    PING if flags & ACK != 0 => windows.ponged(),
                     _ => {}
                 }
             }
             let bucket = match kind {
+                DATA => {
+                    what = "DATA";
+                    return reset.take(stream, length);
+                }
                 RST_STREAM if *side == Side::Server => {
                     what = "RST_STREAM";
                     &mut *cancels
@@ -188,7 +229,7 @@ impl Meter {
     }
 
     fn on_written(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let Self { written, provoked, control, window_updates, answers, windows, strikes, .. } = self;
+        let Self { written, provoked, control, window_updates, answers, reset, windows, strikes, .. } = self;
         let fine = written.follow(bytes, |seen| {
             let Seen::Frame(Head { kind, flags, stream, length }, value) = seen else { return true };
             if let Some(windows) = windows {
@@ -197,6 +238,7 @@ impl Meter {
                     DATA => windows.sent(stream, length, ends),
                     HEADERS => windows.answered(stream, ends),
                     RST_STREAM => windows.closed(stream),
+                    PING if flags & ACK == 0 => windows.pinged(),
                     _ => {}
                 }
             }
@@ -213,6 +255,7 @@ impl Meter {
                     true
                 }
                 RST_STREAM => {
+                    reset.add(stream);
                     let code = h2::Reason::from(value);
                     *strikes += u32::from(code == STALLED);
                     let broke_protocol = [

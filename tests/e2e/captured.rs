@@ -305,6 +305,14 @@ async fn an_application_reaches_no_sidecars_port_through_capture() {
         }
     }
     shop.web.refused(&shop.wire, "outbound", "OwnPort", own).await;
+    // Only the proxy's own port is what it would be without a redirect: a proxy, which says no to the same things.
+    let proxy = format!("http://{}:15001", shop.web.ip);
+    let app = format!("http://{}/", shop.reviews.app());
+    let answer = curl(&shop.web.inside, &["--noproxy", "", "--proxy", &proxy, &app]).await;
+    assert!(answer.contains(" 200"), "{answer}");
+    let admin = format!("http://{}:15000/config", shop.web.ip);
+    let answer = curl(&shop.web.inside, &["--noproxy", "", "--proxy", &proxy, &admin]).await;
+    assert!(answer.contains(" 403") && answer.contains("OwnPort"), "{answer}");
 }
 
 #[tokio::test]

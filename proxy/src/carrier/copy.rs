@@ -97,6 +97,8 @@ pub enum End {
     TunnelReset,
     /// No byte either way for the idle timeout; both were reset.
     Idle,
+    /// It was told to stop; both were reset.
+    Stopped,
 }
 
 /// What a copy did.
@@ -112,7 +114,19 @@ pub struct Copied {
 
 /// Copies until both sides have ended, one has broken off, or nothing has moved for `idle` (looked at every ten
 /// seconds, or more often when it is shorter). `early` was already read from the socket and goes first.
-pub async fn both_ways<S: Socket>(mut socket: S, tunnel: Tunnel, early: Bytes, idle: Duration) -> Copied {
+pub async fn both_ways<S: Socket>(socket: S, tunnel: Tunnel, early: Bytes, idle: Duration) -> Copied {
+    both_ways_until(socket, tunnel, early, idle, std::future::pending()).await
+}
+
+/// The same, but no longer than until `stop` is through.
+pub async fn both_ways_until<S: Socket>(
+    mut socket: S,
+    tunnel: Tunnel,
+    early: Bytes,
+    idle: Duration,
+    stop: impl Future<Output = ()>,
+) -> Copied {
+    let mut stop = pin!(stop);
     let mut copy = Copy {
         tunnel,
         up: Up { early, buffer: BytesMut::new(), size: 0, done: false, bytes: 0 },
@@ -126,6 +140,9 @@ pub async fn both_ways<S: Socket>(mut socket: S, tunnel: Tunnel, early: Bytes, i
         loop {
             if let Poll::Ready(end) = copy.poll(&mut socket, cx) {
                 return Poll::Ready(end);
+            }
+            if stop.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(End::Stopped);
             }
             ready!(alarm.as_mut().poll(cx));
             alarm.as_mut().reset(Instant::now() + look);
@@ -143,7 +160,7 @@ pub async fn both_ways<S: Socket>(mut socket: S, tunnel: Tunnel, early: Bytes, i
         End::Finished => {}
         End::SocketReset => copy.tunnel.reset(Code::CONNECT_ERROR),
         End::TunnelReset => socket.abort(),
-        End::Idle => {
+        End::Idle | End::Stopped => {
             copy.tunnel.reset(Code::CANCEL);
             socket.abort();
         }

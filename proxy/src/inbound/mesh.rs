@@ -15,7 +15,7 @@ use tokio::{net::TcpStream, time::Instant};
 use super::{
     TCP_IDLE,
     body::InboundBody,
-    door::{Door, Refused},
+    door::{Door, Permitted, Refused},
     record::{self, Record},
 };
 use crate::{
@@ -163,10 +163,10 @@ impl Connection {
         let answering = self.ask(parts, &asked);
         let Some(answer) = unless_reset(&mut respond, answering).await else { return };
         match answer {
-            Ok((application, Upgrade::Switched(head, upgraded))) => {
+            Ok((asked, Upgrade::Switched(head, upgraded))) => {
                 let (head, ()) = head.into_parts();
                 let head = Response::from_parts(upgrade::answer(head), ());
-                self.switch(record, application, TokioIo::new(upgraded), received, respond, head).await;
+                self.switch(record, asked, TokioIo::new(upgraded), received, respond, head).await;
             }
             Ok((_, Upgrade::Declined(answer))) => {
                 let (head, body) = InboundBody::application(answer, record).into_parts();
@@ -176,20 +176,21 @@ impl Connection {
         }
     }
 
-    async fn ask(&self, mut parts: request::Parts, asked: &Asked) -> Result<(SocketAddr, Upgrade), Refused> {
+    async fn ask(&self, mut parts: request::Parts, asked: &Asked) -> Result<(Permitted, Upgrade), Refused> {
         if self.name.form != Form::Http1 {
             return Err(self.misfit("upgrades"));
         }
         let application = self.application.clone()?;
         edge::request(&mut parts, self.door.worker.settings.header_limit)?;
         self.door.admit_request(application.port(), &parts)?;
-        Ok((application, self.door.upgrade(application, parts, &asked.protocol).await?))
+        let permitted = Permitted { application, request: Some((parts.method.clone(), parts.uri.clone())) };
+        Ok((permitted, self.door.upgrade(application, parts, &asked.protocol).await?))
     }
 
     async fn switch<S: carrier::copy::Socket>(
         &self,
         mut record: Record,
-        application: SocketAddr,
+        permitted: Permitted,
         io: S,
         received: RecvStream,
         respond: SendResponse<Bytes>,
@@ -199,7 +200,7 @@ impl Connection {
         record.status = Some(http::StatusCode::SWITCHING_PROTOCOLS);
         drop(record);
         match Tunnel::accept(Request::new(received), respond, head) {
-            Ok(tunnel) => self.copy(application, io, tunnel, started).await,
+            Ok(tunnel) => self.copy(permitted, io, tunnel, started).await,
             Err(error) => tracing::debug!(%error, "the caller left before its upgrade was confirmed"),
         }
     }
@@ -217,7 +218,7 @@ impl Connection {
             }
         };
         match Tunnel::accept(request, respond, Response::new(())) {
-            Ok(tunnel) => self.copy(application, io, tunnel, started).await,
+            Ok(tunnel) => self.copy(Permitted { application, request: None }, io, tunnel, started).await,
             Err(error) => tracing::debug!(%error, "the caller left before its tunnel was open"),
         }
     }
@@ -233,15 +234,24 @@ impl Connection {
 
     async fn copy<S: carrier::copy::Socket>(
         &self,
-        application: SocketAddr,
+        permitted: Permitted,
         io: S,
         tunnel: Tunnel,
         started: Instant,
     ) {
-        let Copied { sent, received, .. } = carrier::both_ways(io, tunnel, Bytes::new(), TCP_IDLE).await;
+        let application = permitted.application;
+        let mut revoked = None;
+        let stop = async {
+            revoked = Some(self.door.revoked(|| permitted.still(&self.door)).await);
+        };
+        let Copied { sent, received, .. } =
+            carrier::both_ways_until(io, tunnel, Bytes::new(), TCP_IDLE, stop).await;
         let metrics = &self.door.worker.metrics;
         metrics.tcp_bytes(Direction::Inbound, Flow::ToServer, received);
         metrics.tcp_bytes(Direction::Inbound, Flow::ToClient, sent);
+        if let Some(refused) = revoked {
+            record::refused(&self.door, Some(application), refused.reason, &refused.sentence);
+        }
         record::connection(&self.door, application, started, (received, sent));
     }
 

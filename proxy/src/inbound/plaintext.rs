@@ -28,7 +28,7 @@ use tokio::{
 use super::{
     TCP_IDLE,
     body::InboundBody,
-    door::{Door, Refused},
+    door::{Door, Permitted, Refused},
     record::{self, Record},
 };
 use crate::{
@@ -43,7 +43,7 @@ use crate::{
         refusal, settings,
     },
     reason::Reason,
-    relay::{Relayed, relay},
+    relay::relay_until,
     worker::Worker,
 };
 
@@ -176,14 +176,29 @@ async fn copy(
     server: TcpStream,
     application: SocketAddr,
 ) -> io::Result<()> {
-    let started = Instant::now();
     let (early, io) = io.into_parts();
-    relayed(door, application, started, relay(io, server, early, TCP_IDLE).await);
+    pass_while(door, Permitted { application, request: None }, early, io, server).await;
     Ok(())
 }
 
-/// Counts and records what passed.
-fn relayed(door: &Door, application: SocketAddr, started: Instant, bytes: Relayed) {
+/// Relays for as long as policy permits, and counts and records what passed.
+async fn pass_while<C: Socket, S: Socket>(
+    door: &Door,
+    permitted: Permitted,
+    early: Bytes,
+    client: C,
+    server: S,
+) {
+    let started = Instant::now();
+    let application = permitted.application;
+    let mut revoked = None;
+    let stop = async {
+        revoked = Some(door.revoked(|| permitted.still(door)).await);
+    };
+    let bytes = relay_until(client, server, early, TCP_IDLE, stop).await;
+    if let Some(refused) = revoked {
+        record::refused(door, Some(application), refused.reason, &refused.sentence);
+    }
     let metrics = &door.worker.metrics;
     metrics.tcp_bytes(Direction::Inbound, Flow::ToServer, bytes.forth);
     metrics.tcp_bytes(Direction::Inbound, Flow::ToClient, bytes.back);
@@ -370,19 +385,19 @@ async fn pass(
             }
         };
     };
+    let (method, uri) = (parts.method.clone(), parts.uri.clone());
     match Box::pin(door.upgrade(application, parts, &protocol)).await? {
         Upgrade::Declined(answer) => Ok(Passed::Answer(answer)),
         Upgrade::Switched(mut answer, server) => {
             answer.headers_mut().insert(header::UPGRADE, protocol);
             answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            let permitted = Permitted { application, request: Some((method, uri)) };
             let door = Rc::clone(door);
             tokio::task::spawn_local(async move {
                 match timeout(HANDOVER, on_upgrade).await {
                     Ok(Ok(client)) => {
-                        let started = Instant::now();
                         let (client, server) = (TokioIo::new(client), TokioIo::new(server));
-                        let bytes = relay(client, server, Bytes::new(), TCP_IDLE).await;
-                        relayed(&door, application, started, bytes);
+                        pass_while(&door, permitted, Bytes::new(), client, server).await;
                     }
                     Ok(Err(error)) => {
                         tracing::debug!(%error, "the client left before its upgrade was confirmed");

@@ -17,8 +17,10 @@ pub const GOAWAY: u8 = 7;
 pub const WINDOW_UPDATE: u8 = 8;
 pub const CONTINUATION: u8 = 9;
 
-/// Of DATA and HEADERS: the stream's last. Of SETTINGS: an acknowledgement.
+/// Of DATA and HEADERS: the stream's last.
 pub const END_STREAM: u8 = 1;
+/// Of PING: an answer.
+pub const ACK: u8 = 1;
 const END_HEADERS: u8 = 4;
 const INITIAL_WINDOW_SIZE: u16 = 4;
 

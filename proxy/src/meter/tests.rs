@@ -239,3 +239,18 @@ async fn resets_of_our_own_for_stalling_count_against_the_connection() {
     drop(io);
     peer.read_to_end(&mut Vec::new()).await.unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_was_on_its_way_on_a_stream_that_we_reset_passes_and_a_flood_on_it_does_not() {
+    let mut meter = Meter::new(Side::Server, false);
+    assert!(meter.on_read(&[b'P'; PREFACE]).is_ok());
+    let data = |stream| with_stream(stream, frame(DATA, &[0; 16_384]));
+    assert!(meter.on_written(&with_stream(3, frame(RST_STREAM, &3u32.to_be_bytes()))).is_ok());
+    let late = (0..1000).take_while(|_| meter.on_read(&data(3)).is_ok()).count();
+    assert!((64..80).contains(&late), "a window of 1 MiB, and not much more: {late}");
+
+    meter = Meter::new(Side::Server, false);
+    assert!(meter.on_read(&[b'P'; PREFACE]).is_ok());
+    assert!(meter.on_written(&with_stream(3, frame(RST_STREAM, &3u32.to_be_bytes()))).is_ok());
+    assert!((0..1000).all(|_| meter.on_read(&data(1)).is_ok()), "another stream is none of its business");
+}

@@ -4,7 +4,8 @@
 //! application may pause. But it holds what is waiting for it, and so a client that opens no windows, or by the byte,
 //! could hold that for ever, on as many streams as it likes. [`Windows`] is looked at now and then while a window is used
 //! up, and costs no clock and no timer while none is. A stream that has nothing to send and has room is never blamed,
-//! however long it rests.
+//! however long it rests. Whether the peer answers PINGs is looked at in the same way, since `h2` waits for that answer
+//! before it ends a connection in good order.
 
 use std::time::Duration;
 
@@ -47,11 +48,14 @@ pub struct Windows {
     connection: i64,
     /// The connection's window was used up in all looks since then, but for so many bytes.
     connection_waits: Option<(Instant, u64)>,
+    /// PINGs that the peer has not answered, and since when.
+    pings: u32,
+    pings_wait: Option<(Instant, u64)>,
     streams: Vec<Stream>,
     newest: u32,
     /// Something may wait: it is worth a look.
     suspect: bool,
-    /// Whether anything began, or went out, since the look before, and when that was last so.
+    /// Whether a request or an answer began or ended since the look before, and when that was last so.
     moved: bool,
     moved_at: Option<Instant>,
     strikes: u32,
@@ -67,6 +71,8 @@ impl Windows {
             initial: DEFAULT_WINDOW,
             connection: DEFAULT_WINDOW,
             connection_waits: None,
+            pings: 0,
+            pings_wait: None,
             streams: Vec::new(),
             newest: 0,
             suspect: false,
@@ -112,7 +118,7 @@ impl Windows {
 
     /// DATA went out.
     pub fn sent(&mut self, id: u32, bytes: u32, ends: bool) {
-        self.moved = true;
+        self.moved |= ends;
         self.connection -= i64::from(bytes);
         if let Some((_, taken)) = &mut self.connection_waits {
             *taken += u64::from(bytes);
@@ -135,6 +141,18 @@ impl Windows {
         if let Some(index) = self.streams.iter().rposition(|stream| stream.id == id) {
             self.streams.swap_remove(index);
         }
+    }
+
+    /// A PING went out.
+    pub const fn pinged(&mut self) {
+        self.pings += 1;
+        self.suspect = true;
+    }
+
+    /// The client answered one.
+    pub const fn ponged(&mut self) {
+        self.pings = self.pings.saturating_sub(1);
+        self.pings_wait = None;
     }
 
     /// The client opened a window.
@@ -176,6 +194,9 @@ impl Windows {
         if std::mem::take(&mut self.moved) || self.moved_at.is_none() {
             self.moved_at = Some(now);
         }
+        if overdue(&mut self.pings_wait, self.pings > 0, now, patience) {
+            return Verdict::End("the peer does not answer PING");
+        }
         let waiting = self.streams.iter().any(|stream| stream.answered);
         if overdue(&mut self.connection_waits, waiting && self.connection <= 0, now, patience) {
             return Verdict::End("the peer takes nothing: the connection's window stays shut");
@@ -186,11 +207,6 @@ impl Windows {
                 stalled.push(stream.id);
             }
         }
-        let waits = self.connection_waits.is_some() || self.streams.iter().any(|s| s.waits.is_some());
-        self.suspect = waits;
-        if !waits {
-            self.moved_at = None;
-        }
         let rests = self.moved_at.is_some_and(|at| now - at >= patience / 2);
         if !stalled.is_empty() && stalled.len() == self.streams.len() && rests {
             return Verdict::End("the peer takes nothing on any of its streams");
@@ -200,6 +216,11 @@ impl Windows {
             if let end @ Verdict::End(_) = self.strike(now, patience) {
                 return end;
             }
+        }
+        let of_connection = self.pings_wait.is_some() || self.connection_waits.is_some();
+        self.suspect = of_connection || self.streams.iter().any(|s| s.waits.is_some());
+        if !self.suspect {
+            self.moved_at = None;
         }
         Verdict::Reset(stalled)
     }
@@ -334,6 +355,20 @@ mod tests {
         }
         let ended = (0..=STRIKES).any(|_| windows.strike(now, PATIENCE) != Verdict::Reset(Vec::new()));
         assert!(ended);
+    }
+
+    #[test]
+    fn a_client_that_answers_no_ping_is_gone_and_one_that_does_may_be_silent_for_the_rest() {
+        let mut windows = answering(65_535, &[1]);
+        windows.pinged();
+        let answered = watch(&mut windows, |windows| {
+            windows.ponged();
+            windows.pinged();
+        });
+        assert_eq!(answered, None);
+        windows = answering(65_535, &[1]);
+        windows.pinged();
+        assert!(matches!(watch(&mut windows, |_| ()), Some((_, Verdict::End(_)))));
     }
 
     #[test]

@@ -52,6 +52,10 @@ pub async fn serve(worker: Rc<Worker>, io: TcpStream, peer: SocketAddr) {
     let _open = worker.metrics.connection(Direction::Outbound, false);
     match capture::original_destination(&io) {
         Some(original) if worker.settings.is_own_port(original) => {
+            // Meant for this port, by whichever of the pod's addresses: nothing was lost by the redirect.
+            if io.local_addr().is_ok_and(|local| local.port() == original.port()) {
+                return explicit(worker, io).await;
+            }
             refuse(&worker, io, Reason::OwnPort, &original.to_string());
         }
         Some(original) => to_name(worker, io, &original.to_string()).await,
