@@ -204,9 +204,14 @@ async fn what_is_outside_the_mesh_is_passed_through_untouched() {
     });
     // The server says "bye" only after our FIN.
     assert_eq!(back.await.unwrap(), format!("{REQUEST}bye"));
-    let scrape = web.scrape(&wire).await.unwrap();
-    let passed = scrape.sum("heddle_tcp_bytes_total", &[("direction", "outbound")]);
-    assert!(passed >= (2 * REQUEST.len()) as f64, "not through the sidecar:\n{}", scrape.text);
+    // Counted when the connection has ended, which the client sees a moment earlier.
+    eventually("it went through the sidecar", || async {
+        let scrape = web.scrape(&wire).await?;
+        let passed = scrape.sum("heddle_tcp_bytes_total", &[("direction", "outbound")]);
+        anyhow::ensure!(passed >= (2 * REQUEST.len()) as f64, "{}", scrape.text);
+        Ok(())
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -46,8 +46,13 @@ async fn a_connection_that_is_open_is_reset_when_an_access_policy_comes_to_deny_
     };
     deny("shop/client");
     assert!(connection.read_exact(1).await.is_err(), "it must end");
-    let scrape = db.scrape().await.unwrap();
-    assert!(scrape.sum("heddle_refused_total", &[("reason", "AccessDenied")]) >= 1.0, "{}", scrape.text);
+    eventually("it is counted", || async {
+        let scrape = db.scrape().await?;
+        let denied = scrape.sum("heddle_refused_total", &[("reason", "AccessDenied")]);
+        anyhow::ensure!(denied >= 1.0, "{}", scrape.text);
+        Ok(())
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -162,8 +162,7 @@ mod tests {
             fs::write(&path, damaged).unwrap();
             assert!(kept.recall(&manifest).is_none(), "{damaged:?}");
         }
-        let (unreadable, _) = (format!("{}\nkind: [", sum("kind: [")), ());
-        fs::write(&path, unreadable).unwrap();
+        fs::write(&path, format!("{}\nkind: [", sum("kind: ["))).unwrap();
         assert!(kept.recall(&manifest).is_none(), "a whole copy of what is not good");
     }
 
