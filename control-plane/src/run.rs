@@ -72,7 +72,8 @@ pub async fn start(options: Options, manifests: PathBuf) -> anyhow::Result<Runni
     if !manifests.is_dir() {
         return Err(anyhow!("--manifests {}: there is no such directory", manifests.display()));
     }
-    start_with(options, |batches| source::directory::run(manifests, batches)).await
+    let state = options.state_dir.clone();
+    start_with(options, |batches| source::directory::run(manifests, state, batches)).await
 }
 
 /// Starts it with any source: a future that sends batches for as long as it lives.

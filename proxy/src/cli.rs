@@ -47,7 +47,8 @@ pub struct RunArgs {
     pub pod: PodName,
 
     /// The pod's address; all five ports listen on it. Repeat for a second family. Without it the pod's addresses are
-    /// those of the network interfaces.
+    /// those of the network interfaces, and the sidecar listens where netfilter redirects to: leave it out where traffic
+    /// is captured, since what a pod sends is redirected to 127.0.0.1:15001.
     #[arg(long, env = "HEDDLE_POD_IP", value_name = "IP", value_delimiter = ',')]
     pub pod_ip: Vec<IpAddr>,
 
@@ -86,6 +87,11 @@ pub struct RunArgs {
     /// How long a client may be silent before the server is asked whether it speaks first.
     #[arg(long, env = "HEDDLE_DETECT_TIMEOUT", default_value = "100ms", value_parser = duration)]
     pub detect_timeout: Duration,
+
+    /// How long a peer may take nothing of an answer that is ready for it, or send nothing of a request's body that is
+    /// waited for, before it loses stream or connection. Streams that have nothing to say may rest.
+    #[arg(long, env = "HEDDLE_STALL_TIMEOUT", default_value = "60s", value_parser = time_limit)]
+    pub stall_timeout: Duration,
 
     /// Bytes of header names plus values that a request or response may have.
     #[arg(long, env = "HEDDLE_HEADER_LIMIT", default_value_t = 65_536,
@@ -132,6 +138,14 @@ fn url(text: &str) -> Result<http::Uri, String> {
 
 fn duration(text: &str) -> Result<Duration, humantime::DurationError> {
     humantime::parse_duration(text)
+}
+
+fn time_limit(text: &str) -> Result<Duration, String> {
+    match duration(text) {
+        Ok(Duration::ZERO) => Err("it must be longer than nothing".to_owned()),
+        Ok(limit) => Ok(limit),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// Where the five ports listen.
@@ -202,6 +216,13 @@ mod tests {
         for address in listeners.inbound.iter().chain(&listeners.mesh).chain(&listeners.metrics) {
             assert!(address.ip().is_unspecified(), "{address}");
         }
+    }
+
+    #[test]
+    fn a_stalled_peer_gets_a_minute_unless_told_otherwise_and_never_nothing() {
+        assert_eq!(parse(&[]).stall_timeout, crate::meter::STALL);
+        assert_eq!(parse(&["--stall-timeout", "5s"]).stall_timeout, Duration::from_secs(5));
+        assert!(time_limit("0s").is_err());
     }
 
     #[test]

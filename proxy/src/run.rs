@@ -112,6 +112,7 @@ fn settings(args: &RunArgs, listeners: &crate::cli::Listeners) -> anyhow::Result
         detect_timeout: args.detect_timeout,
         header_limit: args.header_limit as usize,
         drain_time: args.drain_time,
+        stall_timeout: args.stall_timeout,
     })
 }
 

@@ -72,6 +72,8 @@ pub struct Settings {
     pub header_limit: usize,
     /// The longest that leaving may take.
     pub drain_time: Duration,
+    /// How long a peer may take nothing of an answer, or send nothing of a request's body.
+    pub stall_timeout: Duration,
 }
 
 impl Settings {
@@ -105,6 +107,7 @@ impl Settings {
             detect_timeout: Duration::from_millis(100),
             header_limit: 65_536,
             drain_time: Duration::from_secs(30),
+            stall_timeout: crate::meter::STALL,
         }
     }
 }

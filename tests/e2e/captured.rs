@@ -204,9 +204,14 @@ async fn what_is_outside_the_mesh_is_passed_through_untouched() {
     });
     // The server says "bye" only after our FIN.
     assert_eq!(back.await.unwrap(), format!("{REQUEST}bye"));
-    let scrape = web.scrape(&wire).await.unwrap();
-    let passed = scrape.sum("heddle_tcp_bytes_total", &[("direction", "outbound")]);
-    assert!(passed >= (2 * REQUEST.len()) as f64, "not through the sidecar:\n{}", scrape.text);
+    // Counted when the connection has ended, which the client sees a moment earlier.
+    eventually("it went through the sidecar", || async {
+        let scrape = web.scrape(&wire).await?;
+        let passed = scrape.sum("heddle_tcp_bytes_total", &[("direction", "outbound")]);
+        anyhow::ensure!(passed >= (2 * REQUEST.len()) as f64, "{}", scrape.text);
+        Ok(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -305,6 +310,14 @@ async fn an_application_reaches_no_sidecars_port_through_capture() {
         }
     }
     shop.web.refused(&shop.wire, "outbound", "OwnPort", own).await;
+    // Only the proxy's own port is what it would be without a redirect: a proxy, which says no to the same things.
+    let proxy = format!("http://{}:15001", shop.web.ip);
+    let app = format!("http://{}/", shop.reviews.app());
+    let answer = curl(&shop.web.inside, &["--noproxy", "", "--proxy", &proxy, &app]).await;
+    assert!(answer.contains(" 200"), "{answer}");
+    let admin = format!("http://{}:15000/config", shop.web.ip);
+    let answer = curl(&shop.web.inside, &["--noproxy", "", "--proxy", &proxy, &admin]).await;
+    assert!(answer.contains(" 403") && answer.contains("OwnPort"), "{answer}");
 }
 
 #[tokio::test]

@@ -16,10 +16,23 @@ use crate::{
 pub(super) enum Found {
     /// A file with these documents.
     Documents(Vec<Parsed>),
+    /// What the file held when it was last good, before this process began. What it is now comes next.
+    Recalled(Vec<Parsed>),
     /// A file that cannot be read, and why. What it held stays.
     Unreadable(String),
     /// Nothing any more.
     Gone,
+}
+
+impl Found {
+    /// Whether something there cannot be used.
+    pub(super) fn is_broken(&self) -> bool {
+        match self {
+            Self::Documents(documents) => documents.iter().any(|parsed| parsed.outcome.is_err()),
+            Self::Unreadable(_) => true,
+            Self::Recalled(_) | Self::Gone => false,
+        }
+    }
 }
 
 /// All files' objects.
@@ -38,6 +51,8 @@ pub(super) struct Catalog {
 struct File {
     objects: BTreeMap<ObjectRef, (Object, u32)>,
     problems: Vec<Diagnostic>,
+    /// What is kept of it is from before this process began.
+    recalled: bool,
 }
 
 impl Catalog {
@@ -56,6 +71,9 @@ impl Catalog {
                 Found::Gone => continue,
                 Found::Unreadable(message) => unreadable(&path, old, &message),
                 Found::Documents(documents) => read(&path, old, documents, &mut strays),
+                Found::Recalled(documents) => {
+                    File { recalled: true, ..read(&path, old, documents, &mut strays) }
+                }
             };
             for reference in new.objects.keys() {
                 self.owners.entry(reference.clone()).or_default().insert(path.clone());
@@ -66,6 +84,7 @@ impl Catalog {
         for stray in strays {
             self.adopt(&stray, &mut touched);
         }
+        // Once for each object, however often its file is in `found`.
         touched.into_iter().flat_map(|reference| self.settle(&reference)).collect()
     }
 
@@ -160,7 +179,11 @@ struct Stray {
 }
 
 fn unreadable(path: &Path, old: File, message: &str) -> File {
-    let kept = if old.objects.is_empty() { "" } else { "; the last good state of its objects stays" };
+    let kept = match (old.objects.is_empty(), old.recalled) {
+        (true, _) => "",
+        (_, false) => "; the last good state of its objects stays",
+        (_, true) => "; the last good state of its objects, from before the control plane started, stays",
+    };
     let problem = Diagnostic {
         severity: Severity::Error,
         file: Some(path.to_owned()),
@@ -169,7 +192,7 @@ fn unreadable(path: &Path, old: File, message: &str) -> File {
         field: None,
         message: format!("cannot be read: {message}{kept}"),
     };
-    File { objects: old.objects, problems: vec![problem] }
+    File { objects: old.objects, problems: vec![problem], recalled: old.recalled }
 }
 
 fn read(path: &Path, mut old: File, documents: Vec<Parsed>, strays: &mut Vec<Stray>) -> File {
@@ -202,7 +225,11 @@ fn read(path: &Path, mut old: File, documents: Vec<Parsed>, strays: &mut Vec<Str
             Subject::Any(_) => true,
         };
         let kept: Vec<_> = old.objects.iter().filter(|(reference, _)| was(reference)).collect();
+        new.recalled |= old.recalled && !kept.is_empty();
         let consequence = match (&problem.subject, kept.is_empty(), &problem.closed) {
+            (_, false, _) if old.recalled => {
+                "; the last good state of it, from before the control plane started, stays"
+            }
             (Subject::Any(_), false, _) => "; the last good state of the file's objects stays",
             (_, false, _) => "; the last good state of it stays",
             (_, true, Some(Object::MeshPolicy(_))) => {
@@ -326,6 +353,26 @@ mod tests {
             world.problems(),
             ["1.yaml: cannot be read: permission denied; the last good state of its objects stays"]
         );
+    }
+
+    #[test]
+    fn a_broken_file_begins_with_what_was_recalled_of_it() {
+        let mut world = World::new();
+        let good = pod("a", "x") + &pod("b", "x");
+        let wrong = pod("a", "y") + &pod("b", "x").replace("containers", "contianers");
+        let path = PathBuf::from("1.yaml");
+        let found = [Found::Recalled(parse(&good)), Found::Documents(parse(&wrong))];
+        let mut changes = world.0.apply(found.map(|found| (path.clone(), found)).into());
+        changes.retain(|change| matches!(change, Change::Upsert(_)));
+        assert_eq!(changes.len(), 2, "each object once: {changes:?}");
+        let said = "; the last good state of it, from before the control plane started, stays";
+        assert!(world.problems()[0].ends_with(said), "{:?}", world.problems());
+        // As long as it is broken.
+        assert_eq!(world.write(&[("1.yaml", Some(BROKEN))]), [""; 0]);
+        assert!(world.problems()[0].ends_with(said), "{:?}", world.problems());
+        assert_eq!(world.write(&[("1.yaml", Some(&pod("b", "z")))]), ["-a", "+b"]);
+        assert_eq!(world.write(&[("1.yaml", Some(BROKEN))]), [""; 0]);
+        assert!(world.problems()[0].ends_with("state of the file's objects stays"), "{:?}", world.problems());
     }
 
     #[test]

@@ -20,6 +20,7 @@ use super::{
     catalog::{Catalog, Found},
     document,
     files::{self, Stamp},
+    last_good::LastGood,
     notices::{self, Notice},
 };
 use crate::diagnostics::{Diagnostic, Log, Severity};
@@ -35,11 +36,12 @@ const WHILE_OPEN: Duration = Duration::from_millis(if cfg!(target_os = "linux") 
 const DOUBT_GONE: Duration = Duration::from_millis(60);
 const DOUBT_EMPTY: Duration = Duration::from_millis(500);
 
-/// Reads the directory, sends everything it holds, then what changes, until the receiver is gone.
+/// Reads the directory, sends everything it holds, then what changes, until the receiver is gone. What its files held
+/// when they were last good is kept in `state`, a directory that exists.
 ///
 /// # Errors
 /// When the directory cannot be read at the start.
-pub async fn run(dir: PathBuf, tx: mpsc::Sender<Batch>) -> anyhow::Result<()> {
+pub async fn run(dir: PathBuf, state: PathBuf, tx: mpsc::Sender<Batch>) -> anyhow::Result<()> {
     let (notices, mut noticed) = mpsc::channel(4096);
     // Watched before it is first read, so that nothing falls between the two.
     let watcher = match notices::watch(&dir, notices) {
@@ -50,7 +52,7 @@ pub async fn run(dir: PathBuf, tx: mpsc::Sender<Batch>) -> anyhow::Result<()> {
         }
     };
     let look = if watcher.is_some() { LOOK } else { LOOK_WITHOUT_NOTICE };
-    let mut reader = Reader::new(dir.clone());
+    let mut reader = Reader::new(dir.clone(), LastGood::new(&state));
     let mut log = Log::default();
     let mut pending = Pending::default();
 
@@ -171,6 +173,7 @@ impl Pending {
 struct Reader {
     dir: PathBuf,
     catalog: Catalog,
+    last_good: LastGood,
     known: BTreeMap<PathBuf, Known>,
     /// Since when a path looks gone or empty although it held objects.
     doubts: HashMap<PathBuf, Instant>,
@@ -196,10 +199,11 @@ struct Outcome {
 }
 
 impl Reader {
-    fn new(dir: PathBuf) -> Self {
+    fn new(dir: PathBuf, last_good: LastGood) -> Self {
         Self {
             dir,
             catalog: Catalog::default(),
+            last_good,
             known: BTreeMap::new(),
             doubts: HashMap::new(),
             blind: Vec::new(),
@@ -233,6 +237,10 @@ impl Reader {
                     };
                     paths.extend(listing.files.iter().filter(changed).map(|(path, _)| path.clone()));
                     paths.retain(|path| !work.busy.contains(path));
+                    // What cannot be seen may still be there.
+                    if !self.synced && listing.blind.is_empty() {
+                        self.last_good.retain(listing.files.keys());
+                    }
                     self.blind = listing.blind;
                 }
                 Err(error) => {
@@ -241,11 +249,19 @@ impl Reader {
                 }
             }
         }
-        let found = paths.into_iter().filter_map(|path| {
-            let found = self.find(&path, now, &mut outcome.again)?;
-            Some((path, found))
-        });
-        let found: Vec<_> = found.collect();
+        let mut found = Vec::new();
+        for path in paths {
+            let is_new = !self.known.contains_key(&path);
+            let Some(news) = self.find(&path, now, &mut outcome.again) else { continue };
+            // Broken, and what it was is known only from before.
+            if is_new
+                && news.is_broken()
+                && let Some(before) = self.last_good.recall(&path)
+            {
+                found.push((path.clone(), Found::Recalled(before)));
+            }
+            found.push((path, news));
+        }
         outcome.changes = self.catalog.apply(found);
         outcome
     }
@@ -258,6 +274,7 @@ impl Reader {
                 if self.doubtful(path, now, DOUBT_GONE, again) {
                     return None;
                 }
+                self.last_good.forget(path);
                 return self.known.remove(path).map(|_| Found::Gone);
             }
             Err(error) => {
@@ -275,7 +292,11 @@ impl Reader {
         let stamp = stamp.is_settled(SystemTime::now()).then_some(stamp);
         let old = self.known.insert(path.to_owned(), Known { stamp, digest });
         let same = old.is_some_and(|old| old.digest == digest);
-        (!same).then(|| Found::Documents(document::parse(&text)))
+        (!same).then(|| {
+            let documents = document::parse(&text);
+            self.last_good.keep(path, &text, &documents);
+            Found::Documents(documents)
+        })
     }
 
     /// Whether what looks gone or empty is not to be believed yet.

@@ -16,7 +16,7 @@ use h2::{
     server::{Connection, SendResponse},
 };
 use heddle_api::{
-    carrier::{ALPN, BadServerName, ServerName},
+    carrier::{ALPN, BadServerName, Form, ServerName},
     identity::SpiffeId,
 };
 use http::Request;
@@ -77,15 +77,26 @@ impl std::fmt::Debug for Incoming {
     }
 }
 
-/// Shakes hands with a caller: TLS, its identity, its server name, HTTP/2. Within ten seconds.
+/// Shakes hands with a caller: TLS, its identity, its server name, HTTP/2. Within ten seconds. Where the connection is for
+/// requests, a caller that takes none of an answer for `patience` loses its stream or the connection; a tunnel's may rest.
 ///
 /// # Errors
 /// When any of them is refused; the connection is closed then.
-pub async fn handshake(io: TcpStream, credentials: &Credentials) -> Result<Incoming, AcceptError> {
-    timeout(HANDSHAKE, shake_hands(io, credentials)).await.unwrap_or(Err(AcceptError::Timeout(HANDSHAKE)))
+pub async fn handshake(
+    io: TcpStream,
+    credentials: &Credentials,
+    patience: Duration,
+) -> Result<Incoming, AcceptError> {
+    timeout(HANDSHAKE, shake_hands(io, credentials, patience))
+        .await
+        .unwrap_or(Err(AcceptError::Timeout(HANDSHAKE)))
 }
 
-async fn shake_hands(io: TcpStream, credentials: &Credentials) -> Result<Incoming, AcceptError> {
+async fn shake_hands(
+    io: TcpStream,
+    credentials: &Credentials,
+    patience: Duration,
+) -> Result<Incoming, AcceptError> {
     io.set_nodelay(true).map_err(AcceptError::Tls)?;
     let mut tls = TlsAcceptor::from(credentials.server.clone()).accept(io).await.map_err(AcceptError::Tls)?;
     let session = tls.get_mut().1;
@@ -95,10 +106,12 @@ async fn shake_hands(io: TcpStream, credentials: &Credentials) -> Result<Incomin
     }
     let name: ServerName = session.server_name().ok_or(AcceptError::NoServerName)?.parse()?;
     session.set_buffer_limit(Some(tls_buffer(name.form)));
-    let connection = super::settings::server(name.form)
-        .handshake(Metered::new(tls, Side::Server))
-        .await
-        .map_err(AcceptError::Http2)?;
+    let metered = match name.form {
+        Form::Http1 | Form::Http2 => Metered::server(tls, patience),
+        Form::Tcp => Metered::new(tls, Side::Server),
+    };
+    let connection =
+        super::settings::server(name.form).handshake(metered).await.map_err(AcceptError::Http2)?;
     Ok(Incoming { peer, name, connection })
 }
 

@@ -8,6 +8,7 @@ use std::{
     convert::Infallible,
     io,
     net::{IpAddr, SocketAddr},
+    pin::pin,
     rc::Rc,
     time::Duration,
 };
@@ -26,17 +27,22 @@ use tokio::{
 use super::{
     TCP_IDLE,
     body::InboundBody,
-    door::{Door, Refused},
+    door::{Door, Permitted, Refused},
     record::{self, Record},
 };
 use crate::{
+    carrier::copy::Socket,
     config::AppProtocol,
     detect::{Protocol, Rewind, detect},
-    meter::{Metered, Side},
+    meter::Metered,
     metrics::{Direction, Flow},
-    plain::{self, PlainBody, PlainVersion, Upgrade, edge, parking, refusal, settings},
+    plain::{
+        self, PlainBody, PlainVersion, Upgrade, edge,
+        pace::{Pace, Paced},
+        parking, refusal, settings,
+    },
     reason::Reason,
-    relay::{Relayed, relay},
+    relay::relay_until,
     worker::Worker,
 };
 
@@ -171,14 +177,29 @@ async fn copy(
     server: TcpStream,
     application: SocketAddr,
 ) -> io::Result<()> {
-    let started = Instant::now();
     let (early, io) = io.into_parts();
-    relayed(door, application, started, relay(io, server, early, TCP_IDLE).await);
+    pass_while(door, Permitted { application, request: None }, early, io, server).await;
     Ok(())
 }
 
-/// Counts and records what passed.
-fn relayed(door: &Door, application: SocketAddr, started: Instant, bytes: Relayed) {
+/// Relays for as long as policy permits, and counts and records what passed.
+async fn pass_while<C: Socket, S: Socket>(
+    door: &Door,
+    permitted: Permitted,
+    early: Bytes,
+    client: C,
+    server: S,
+) {
+    let started = Instant::now();
+    let application = permitted.application;
+    let mut revoked = None;
+    let stop = async {
+        revoked = Some(door.revoked(|| permitted.still(door)).await);
+    };
+    let bytes = relay_until(client, server, early, TCP_IDLE, stop).await;
+    if let Some(refused) = revoked {
+        record::refused(door, Some(application), refused.reason, &refused.sentence);
+    }
     let metrics = &door.worker.metrics;
     metrics.tcp_bytes(Direction::Inbound, Flow::ToServer, bytes.forth);
     metrics.tcp_bytes(Direction::Inbound, Flow::ToClient, bytes.back);
@@ -217,6 +238,7 @@ fn reset(io: &TcpStream) {
 
 async fn serve_http1(door: &Rc<Door>, io: Rewind<TcpStream>, target: Target) -> io::Result<()> {
     let worker = &door.worker;
+    io.limit_unread(Some(worker.settings.stall_timeout));
     let door_of_requests = Rc::clone(door);
     let answer = move |request| answer(Rc::clone(&door_of_requests), target, request);
     parking::serve_http1(&worker.parking, io, Some(IDLE), worker.drain.clone(), answer)
@@ -225,6 +247,8 @@ async fn serve_http1(door: &Rc<Door>, io: Rewind<TcpStream>, target: Target) -> 
 }
 
 async fn serve_http2(door: &Rc<Door>, io: Rewind<TcpStream>, target: Target) -> io::Result<()> {
+    let patience = door.worker.settings.stall_timeout;
+    io.limit_unread(Some(patience));
     let drain = door.worker.drain.clone();
     let door_of_requests = Rc::clone(door);
     let asked = Rc::new(Cell::new(false));
@@ -242,11 +266,17 @@ async fn serve_http2(door: &Rc<Door>, io: Rewind<TcpStream>, target: Target) -> 
             }
         }
     };
+    let enough = async move {
+        tokio::select! {
+            () = idle => {}
+            () = door.stalled.notified() => {}
+        }
+    };
     let mut http2 = settings::http2_server();
     http2.timer(TokioTimer::new()).keep_alive_interval(PING_EVERY).keep_alive_timeout(PING_TIMEOUT);
-    let io = TokioIo::new(Metered::new(io, Side::Server));
+    let io = TokioIo::new(Metered::server(io, patience));
     let serving = http2.serve_connection(io, service);
-    let ended = drain.drive(serving, idle, hyper::server::conn::http2::Connection::graceful_shutdown).await;
+    let ended = drain.drive(serving, enough, hyper::server::conn::http2::Connection::graceful_shutdown).await;
     ended.map_err(|error| unreadable(door, error))
 }
 
@@ -340,21 +370,29 @@ async fn pass(
         AppProtocol::Detect | AppProtocol::Http => PlainVersion::Http1,
     };
     let Some((protocol, on_upgrade)) = upgrade.filter(|_| speaks == PlainVersion::Http1) else {
-        return Ok(Passed::Answer(door.send(application, speaks, parts, body).await?));
+        let (body, pace) = Paced::new(body, &parts.headers, door.worker.settings.stall_timeout);
+        let answer = pin!(door.send(application, speaks, parts, body));
+        return match Pace::watch(pace, answer).await {
+            Ok(answer) => Ok(Passed::Answer(answer?)),
+            Err(stalled) => {
+                door.stalled.notify_one();
+                Err(Refused::new(Reason::RequestStalled, stalled.to_string()))
+            }
+        };
     };
+    let (method, uri) = (parts.method.clone(), parts.uri.clone());
     match Box::pin(door.upgrade(application, parts, &protocol)).await? {
         Upgrade::Declined(answer) => Ok(Passed::Answer(answer)),
         Upgrade::Switched(mut answer, server) => {
             answer.headers_mut().insert(header::UPGRADE, protocol);
             answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            let permitted = Permitted { application, request: Some((method, uri)) };
             let door = Rc::clone(door);
             tokio::task::spawn_local(async move {
                 match timeout(HANDOVER, on_upgrade).await {
                     Ok(Ok(client)) => {
-                        let started = Instant::now();
                         let (client, server) = (TokioIo::new(client), TokioIo::new(server));
-                        let bytes = relay(client, server, Bytes::new(), TCP_IDLE).await;
-                        relayed(&door, application, started, bytes);
+                        pass_while(&door, permitted, Bytes::new(), client, server).await;
                     }
                     Ok(Err(error)) => {
                         tracing::debug!(%error, "the client left before its upgrade was confirmed");

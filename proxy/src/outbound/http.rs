@@ -3,13 +3,14 @@
 //! The way of a request: [`answer`] here makes it well-formed and finds its destination; [`super::exchange`]
 //! routes, balances, sends and judges; what the sidecar refuses leaves through [`super::answer`].
 
-use std::{cell::Cell, convert::Infallible, future::pending, rc::Rc, sync::Arc};
+use std::{cell::Cell, convert::Infallible, pin::pin, rc::Rc, sync::Arc};
 
 use http::{Method, Request, Response, Version, uri::Authority};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
+    sync::Notify,
     time::Instant,
 };
 
@@ -23,13 +24,22 @@ use super::{
 };
 use crate::{
     detect::Rewind,
-    meter::{Metered, Side},
+    meter::Metered,
     metrics::Direction,
-    plain::{self, edge, parking, refusal::Form, settings},
+    plain::{
+        self, edge,
+        pace::{Pace, Paced, Stalled},
+        parking,
+        refusal::Form,
+        settings,
+    },
     reason::Reason,
     store::{Lookup, Slot},
     worker::Worker,
 };
+
+/// The body of an application's request.
+pub type ClientBody = Paced<Incoming>;
 
 /// Whom the requests of a connection are for.
 #[derive(Clone, Debug)]
@@ -47,11 +57,19 @@ struct Connection {
     last_host: edge::LastHost,
     /// The destination of the request before, and as what it was asked for: clients mostly stay with one.
     last: Cell<Option<(Authority, Arc<Slot>)>>,
+    /// A request's body stalled: the client is to take its requests to another connection.
+    stalled: Notify,
 }
 
 impl Connection {
     fn new(worker: Rc<Worker>, target: Target) -> Rc<Self> {
-        Rc::new(Self { worker, target, last_host: edge::LastHost::default(), last: Cell::new(None) })
+        Rc::new(Self {
+            worker,
+            target,
+            last_host: edge::LastHost::default(),
+            last: Cell::new(None),
+            stalled: Notify::new(),
+        })
     }
 }
 
@@ -81,14 +99,15 @@ where
     let drain = worker.drain.clone();
     let metrics = Arc::clone(&worker.metrics);
     let connection = Connection::new(worker, target);
+    let io = TokioIo::new(Metered::server(io, connection.worker.settings.stall_timeout));
+    let of_requests = Rc::clone(&connection);
     let service = service_fn(move |request| {
-        let connection = Rc::clone(&connection);
+        let connection = Rc::clone(&of_requests);
         async move { Ok::<_, Infallible>(answer(&connection, request).await) }
     });
-    let io = TokioIo::new(Metered::new(io, Side::Server));
     let serving = settings::http2_server().serve_connection(io, service);
-    let ended =
-        drain.drive(serving, pending(), hyper::server::conn::http2::Connection::graceful_shutdown).await;
+    let enough = connection.stalled.notified();
+    let ended = drain.drive(serving, enough, hyper::server::conn::http2::Connection::graceful_shutdown).await;
     if let Err(error) = ended {
         plain::count_unreadable(&metrics, Direction::Outbound, &error);
         tracing::debug!(%error, "an application's HTTP/2 connection ended");
@@ -171,6 +190,7 @@ async fn serve(
             }
         };
     }
+    let (body, pace) = Paced::new(body, &parts.headers, worker.settings.stall_timeout);
     let slot = match &connection.target {
         Target::Fixed(slot) => Some(Arc::clone(slot)),
         Target::Authority => by_authority(connection, &parts.uri).await?,
@@ -181,14 +201,23 @@ async fn serve(
             if let Some(protocol) = upgrade {
                 return tunnel::upgrade(exchange, parts, &protocol, on_upgrade).await;
             }
-            exchange::run(exchange, parts, body).await
+            let answer = pin!(exchange::run(exchange, parts, body));
+            Pace::watch(pace, answer).await.unwrap_or_else(|stalled| Err(give_up(connection, stalled)))
         }
         // Not of the mesh: where it would have gone without us.
         Some(Lookup::NotInMesh) | None => {
             let exchange = passthrough::Exchange { worker, version, started, slot };
-            passthrough::http(exchange, parts, body, upgrade, on_upgrade).await
+            let answer = pin!(passthrough::http(exchange, parts, body, upgrade, on_upgrade));
+            Pace::watch(pace, answer).await.unwrap_or_else(|stalled| Err(give_up(connection, stalled)))
         }
     }
+}
+
+/// The client does not send the body that it promised. It is told so, and to come again on another connection: on HTTP/1
+/// hyper closes this one, which is in the middle of a request.
+fn give_up(connection: &Connection, stalled: Stalled) -> Refused {
+    connection.stalled.notify_one();
+    Refused::new(Reason::RequestStalled, stalled.to_string())
 }
 
 /// What a request's authority leads to; none: straight to DNS.

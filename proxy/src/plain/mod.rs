@@ -12,6 +12,7 @@ pub mod head;
 mod http1;
 mod http2;
 mod linger;
+pub mod pace;
 pub mod parking;
 pub mod refusal;
 pub mod settings;
