@@ -1,0 +1,50 @@
+//! Heddle as it is: a control plane that reads a directory of manifests, and two sidecars that join it.
+
+use std::net::SocketAddr;
+
+use heddle_api::ports;
+
+use super::{Field, Prepared};
+use crate::{
+    bench::data_plane::{
+        field::{CLIENT, SERVER},
+        load::Target,
+        probe::Ready,
+        site,
+    },
+    manifest::PodManifest,
+};
+
+pub(super) fn prepare(field: &mut Field) -> anyhow::Result<Prepared> {
+    let outbound = field.world.new_address();
+    let client = PodManifest {
+        namespace: "shop".to_owned(),
+        name: "web".to_owned(),
+        service_account: "web".to_owned(),
+        labels: vec![("app".to_owned(), "web".to_owned())],
+        ip: outbound,
+        ports: Vec::new(),
+        meshed: true,
+        ready: true,
+        terminating: false,
+    };
+    field.world.save(&client.file(), &client.yaml())?;
+    let endpoints = field.endpoints.clone();
+
+    let token = field.world.token("shop", "site", "1h")?;
+    let mut receiver = field.world.sidecar_command(SERVER, field.site.ip, &token)?;
+    // The one inbound sidecar answers for every endpoint of the workloads with many.
+    for &address in std::iter::once(&field.site.ip).chain(&endpoints) {
+        receiver.args(["--mesh-listen", &SocketAddr::new(address, ports::MESH).to_string()]);
+    }
+    let token = field.world.token("shop", "web", "1h")?;
+    let mut sender = field.world.sidecar_command(CLIENT, outbound, &token)?;
+    for (port, name) in [(site::REDIS, "redis"), (site::BULK, "bulk")] {
+        sender.args(["--forward", &format!("{}={name}:{port}", SocketAddr::new(outbound, port))]);
+    }
+    let ready = [field.site.ip, outbound].map(|ip| {
+        let address = SocketAddr::new(ip, ports::METRICS);
+        Ready::Says(Target { address, host: address.to_string(), path: "/ready".to_owned() })
+    });
+    Ok(Prepared { outbound, commands: vec![receiver, sender], ready: ready.into() })
+}
