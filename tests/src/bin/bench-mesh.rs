@@ -78,6 +78,7 @@ async fn data_plane(cli: &Cli) -> anyhow::Result<()> {
         only: cli.only.clone(),
         peers: cli.peers.clone(),
         length: Duration::from_secs(if cli.smoke { 1 } else { cli.seconds }),
+        warm_up: Duration::from_secs(if cli.smoke { 0 } else { 1 }),
         rounds: if cli.smoke { 1 } else { cli.rounds.into() },
     };
     let report = data_plane::run(&plan).await?;

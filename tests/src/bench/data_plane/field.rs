@@ -1,8 +1,8 @@
 //! The ground that all peers of a run share: addresses, applications, Heddle's control plane, certificates.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
-use super::{certificates, site, site::Site};
+use super::{certificates, peers::Peer, site, site::Site};
 use crate::{World, block::Block, manifest, manifest::PodManifest};
 
 /// The pod of the client, as its sidecar names it.
@@ -39,6 +39,7 @@ pub struct Field {
     pub certificates: PathBuf,
     /// Endpoints of Heddle's beyond the applications' own address.
     pub endpoints: Vec<IpAddr>,
+    pairs: BTreeMap<Peer, (IpAddr, IpAddr)>,
     blocks: Vec<Block>,
     next: usize,
 }
@@ -57,12 +58,26 @@ impl Field {
         let certificates = world.directory().join("certificates");
         certificates::write(&certificates)?;
         let site = Site::start(&world, ip)?;
-        let mut field =
-            Self { shape, world, site, certificates, endpoints: Vec::new(), blocks: Vec::new(), next: 0 };
+        let mut field = Self {
+            shape,
+            world,
+            site,
+            certificates,
+            endpoints: Vec::new(),
+            pairs: BTreeMap::new(),
+            blocks: Vec::new(),
+            next: 0,
+        };
         field.endpoints = field.more_addresses(shape.endpoints - 1)?;
         field.declare()?;
         field.world.start_control_plane().await?;
         Ok(field)
+    }
+
+    /// The addresses of a peer's outbound and inbound proxy, the same each time it is started.
+    pub fn pair(&mut self, peer: Peer) -> (IpAddr, IpAddr) {
+        let world = &mut self.world;
+        *self.pairs.entry(peer).or_insert_with(|| (world.new_address(), world.new_address()))
     }
 
     /// Addresses beyond those of the world's block.

@@ -19,6 +19,8 @@ pub enum Figure {
     PerSecond,
     /// GB of content per second of CPU time.
     BytesPerCpu,
+    /// GB of content per second.
+    BytesPerSecond,
     /// Latency in milliseconds.
     P50,
     /// Latency in milliseconds.
@@ -39,7 +41,9 @@ pub enum Figure {
     First,
     /// The median of the next, in milliseconds.
     Next,
-    /// The program's size without symbols, in MB.
+    /// The first by the median of the next.
+    FirstOverNext,
+    /// The program's size without symbols, in MiB.
     Binary,
     /// Requests that failed.
     Failed,
@@ -47,12 +51,13 @@ pub enum Figure {
 
 impl Figure {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::Cpu,
         Self::CpuUser,
         Self::CpuSystem,
         Self::PerSecond,
         Self::BytesPerCpu,
+        Self::BytesPerSecond,
         Self::P50,
         Self::P99,
         Self::P999,
@@ -63,6 +68,7 @@ impl Figure {
         Self::ToFirst200,
         Self::First,
         Self::Next,
+        Self::FirstOverNext,
         Self::Binary,
         Self::Failed,
     ];
@@ -76,6 +82,7 @@ impl Figure {
             Self::CpuSystem => "system µs",
             Self::PerSecond => "per second",
             Self::BytesPerCpu => "GB per CPU s",
+            Self::BytesPerSecond => "GB per second",
             Self::P50 => "p50 ms",
             Self::P99 => "p99 ms",
             Self::P999 => "p99.9 ms",
@@ -86,7 +93,8 @@ impl Figure {
             Self::ToFirst200 => "start to first 200, ms",
             Self::First => "first request ms",
             Self::Next => "next requests ms",
-            Self::Binary => "stripped MB",
+            Self::FirstOverNext => "first / next",
+            Self::Binary => "stripped MiB",
             Self::Failed => "failed",
         }
     }

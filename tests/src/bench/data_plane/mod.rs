@@ -23,11 +23,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 
 use self::{
     field::{Field, Shape},
-    figure::Rounds,
+    figure::{Rounds, Sample},
     peers::Pair,
     workload::Workload,
 };
@@ -36,12 +36,14 @@ pub use self::{peers::Peer, report::Report};
 /// What to measure, and for how long.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Beginnings of the names of workloads; none: all.
+    /// Names of workloads; none: all.
     pub only: Vec<String>,
     /// Who takes part.
     pub peers: Vec<Peer>,
     /// Of one measurement.
     pub length: Duration,
+    /// Of the load before the first measurement of each; zero: none.
+    pub warm_up: Duration,
     /// How often each is done.
     pub rounds: usize,
 }
@@ -70,54 +72,91 @@ pub async fn run(plan: &Plan) -> anyhow::Result<Report> {
     let mut report = Report::new(plan, SystemTime::now());
     for (shape, workloads) in by_shape {
         let mut field = Field::new(shape).await?;
-        let mut pairs = Vec::new();
-        let mut missing = BTreeMap::new();
-        for &peer in &plan.peers {
-            match Pair::start(&mut field, peer) {
-                Ok(pair) => pairs.push(pair),
-                Err(error) => {
-                    say(&format!("skipped: {}: {error:#}", peer.name()));
-                    missing.insert(peer, format!("{error:#}"));
-                }
-            }
+        let (fresh, loaded): (Vec<_>, Vec<_>) =
+            workloads.into_iter().partition(|workload| workload.work.is_fresh());
+        // Before the others, since one address has one inbound sidecar of Heddle's at a time.
+        let mut results: Vec<_> =
+            fresh.into_iter().map(|workload| fresh_pairs(plan, &mut field, workload)).collect();
+        if !loaded.is_empty() {
+            let (pairs, missing) = start(plan, &mut field);
+            let with = |workload| running_pairs(plan, &field, &pairs, workload, missing.clone());
+            results.splice(0..0, loaded.into_iter().map(with));
         }
-        for workload in workloads {
-            let rounds = compare(plan, &field, &pairs, &workload, missing.clone());
-            report.add(workload, rounds);
-        }
+        report.workloads.extend(results);
     }
     Ok(report)
 }
 
-/// Measures one workload on all pairs in turns.
-fn compare(
+/// Starts a pair of each peer; those that cannot be started come with the reason.
+fn start(plan: &Plan, field: &mut Field) -> (Vec<Pair>, BTreeMap<Peer, String>) {
+    let (mut pairs, mut missing) = (Vec::new(), BTreeMap::new());
+    for &peer in &plan.peers {
+        match Pair::start(field, peer) {
+            Ok(pair) => pairs.push(pair),
+            Err(error) => {
+                say(&format!("skipped: {}: {error:#}", peer.name()));
+                missing.insert(peer, format!("{error:#}"));
+            }
+        }
+    }
+    (pairs, missing)
+}
+
+/// Measures one workload on all running pairs in turns.
+fn running_pairs(
     plan: &Plan,
     field: &Field,
     pairs: &[Pair],
+    workload: Workload,
+    missing: BTreeMap<Peer, String>,
+) -> (Workload, Rounds) {
+    let peers: Vec<_> = pairs.iter().map(|pair| pair.peer).collect();
+    let rounds = in_turns(plan, &peers, &workload, missing, |peer, first| {
+        let pair = pairs.iter().find(|pair| pair.peer == peer).context("it does not run")?;
+        if first && !plan.warm_up.is_zero() {
+            workload.work.warm_up(pair, field, plan.warm_up)?;
+        }
+        workload.work.measure(pair, field, plan.length)
+    });
+    (workload, rounds)
+}
+
+/// Measures one workload on pairs that are started for it, one at a time.
+fn fresh_pairs(plan: &Plan, field: &mut Field, workload: Workload) -> (Workload, Rounds) {
+    let rounds = in_turns(plan, &plan.peers, &workload, BTreeMap::new(), |peer, _| {
+        workload.work.measure_fresh(peer, field)
+    });
+    (workload, rounds)
+}
+
+/// Measures each peer once a round; `measure` is told the peer and whether it is its first time.
+fn in_turns(
+    plan: &Plan,
+    peers: &[Peer],
     workload: &Workload,
     missing: BTreeMap<Peer, String>,
+    mut measure: impl FnMut(Peer, bool) -> anyhow::Result<Sample>,
 ) -> Rounds {
     let mut rounds = Rounds { rounds: Vec::new(), missing };
+    for &peer in peers {
+        if let Some(why) = workload.work.unfit(peer) {
+            rounds.missing.insert(peer, why.to_owned());
+        }
+    }
     for round in 0..plan.rounds {
         let mut samples = BTreeMap::new();
-        for turn in 0..pairs.len() {
+        for turn in 0..peers.len() {
             // Nobody always follows the same neighbour.
-            let pair = &pairs[(turn + round) % pairs.len()];
-            if rounds.missing.contains_key(&pair.peer) {
+            let peer = peers[(turn + round) % peers.len()];
+            if rounds.missing.contains_key(&peer) {
                 continue;
             }
-            say(&format!(
-                "{} · round {} of {} · {}",
-                workload.name,
-                round + 1,
-                plan.rounds,
-                pair.peer.name()
-            ));
-            match workload::measure(&workload.work, pair, plan.length, field.world.directory()) {
-                Ok(sample) => drop(samples.insert(pair.peer, sample)),
+            say(&format!("{} · round {} of {} · {}", workload.name, round + 1, plan.rounds, peer.name()));
+            match measure(peer, round == 0) {
+                Ok(sample) => drop(samples.insert(peer, sample)),
                 Err(error) => {
-                    say(&format!("left out: {}: {error:#}", pair.peer.name()));
-                    rounds.missing.insert(pair.peer, format!("{error:#}"));
+                    say(&format!("left out of {}: {}: {error:#}", workload.name, peer.name()));
+                    rounds.missing.insert(peer, format!("{error:#}"));
                 }
             }
         }

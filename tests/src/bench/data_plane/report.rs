@@ -34,10 +34,6 @@ impl Report {
         Self { began, length: plan.length, peers: plan.peers.clone(), workloads: Vec::new() }
     }
 
-    pub(super) fn add(&mut self, workload: Workload, rounds: Rounds) {
-        self.workloads.push((workload, rounds));
-    }
-
     /// Everything, each round's samples included.
     #[must_use]
     pub fn json(&self) -> Value {
@@ -98,6 +94,7 @@ pub fn versions(peers: &[Peer]) -> Vec<(&'static str, String)> {
             let flag = match peer {
                 Peer::Floor | Peer::None => return None,
                 Peer::Heddle | Peer::Envoy => "--version",
+                Peer::Haproxy | Peer::Nginx => "-v",
             };
             let output = Command::new(peer.program().ok()??).arg(flag).output().ok()?;
             let text = String::from_utf8_lossy(&output.stdout).into_owned()

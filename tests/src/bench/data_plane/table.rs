@@ -8,9 +8,10 @@ use super::{
 };
 
 /// The figures of a row, best first; what was not measured has none.
-const FIGURES: [Figure; 12] = [
+const FIGURES: [Figure; 14] = [
     Figure::Cpu,
     Figure::BytesPerCpu,
+    Figure::BytesPerSecond,
     Figure::PerSecond,
     Figure::AddedP50,
     Figure::AddedP99,
@@ -18,6 +19,7 @@ const FIGURES: [Figure; 12] = [
     Figure::ToFirst200,
     Figure::First,
     Figure::Next,
+    Figure::FirstOverNext,
     Figure::Binary,
     Figure::Resident,
     Figure::Failed,
@@ -32,6 +34,11 @@ fn rows(report: &Report) -> Vec<Vec<String>> {
     for (workload, rounds) in &report.workloads {
         let mut title = workload.title.as_str();
         for figure in FIGURES {
+            // What a request waits at saturation is the number of connections by the requests a second, said already.
+            let is_added = matches!(figure, Figure::AddedP50 | Figure::AddedP99 | Figure::AddedP999);
+            if is_added && !workload.work.has_a_rate() {
+                continue;
+            }
             if let Some(cells) = cells(report, &workload.name, rounds, figure) {
                 let mut row = vec![std::mem::take(&mut title).to_owned(), figure.title().to_owned()];
                 row.extend(cells);

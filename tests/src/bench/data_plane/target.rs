@@ -5,11 +5,30 @@ use super::{
     peers::Peer,
 };
 
-/// A bound on the ratio of Heddle's figure to another's.
+/// The workloads with bounds.
+pub const WORKLOADS: [&str; 15] = [
+    "http1-1k",
+    "http1-1k-2000",
+    "http1-1k-c200",
+    "http1-1k-c1000",
+    "http1-64k",
+    "http2-1k",
+    "http2-1k-2000",
+    "grpc-unary",
+    "grpc-unary-2000",
+    "tcp-connect",
+    "tcp-small",
+    "tcp-bulk",
+    "idle-1",
+    "idle-10000",
+    "start",
+];
+
+/// A bound on the ratio of Heddle's figure to another's, or on the figure itself.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Bound {
-    /// To whom.
-    pub to: Peer,
+    /// To whom; `None`: the figure itself.
+    pub to: Option<Peer>,
     /// What must hold.
     pub hold: f64,
     /// Where it is to go.
@@ -60,19 +79,23 @@ impl Bound {
     #[must_use]
     pub fn words(&self) -> String {
         let sign = if self.at_least { '≥' } else { '≤' };
-        format!("{sign} {} / {} × {}", self.hold, self.reach, self.to.name())
+        let to = self.to.map(|to| format!(" × {}", to.name())).unwrap_or_default();
+        format!("{sign} {} / {}{to}", self.hold, self.reach)
     }
 }
 
 /// The bounds on a figure of a workload.
 #[must_use]
 pub fn of(workload: &str, figure: Figure) -> Vec<Bound> {
-    let at_most = |hold, reach| Bound { to: Peer::Envoy, hold, reach, at_least: false };
-    let at_least = |hold, reach| Bound { to: Peer::Envoy, hold, reach, at_least: true };
+    let at_most = |hold, reach| Bound { to: Some(Peer::Envoy), hold, reach, at_least: false };
+    let at_least = |hold, reach| Bound { to: Some(Peer::Envoy), hold, reach, at_least: true };
     match (workload, figure) {
         ("http1-1k", Figure::Cpu) => {
             // All features compiled in and unused, against none.
-            vec![at_most(0.55, 0.45), Bound { to: Peer::Floor, hold: 1.3, reach: 1.15, at_least: false }]
+            vec![
+                at_most(0.55, 0.45),
+                Bound { to: Some(Peer::Floor), hold: 1.3, reach: 1.15, at_least: false },
+            ]
         }
         ("http1-1k-2000", Figure::Cpu) => vec![at_most(0.55, 0.45)],
         ("http1-1k-c200" | "http1-1k-c1000", Figure::Cpu) => vec![at_most(0.55, 0.4)],
@@ -89,6 +112,8 @@ pub fn of(workload: &str, figure: Figure) -> Vec<Bound> {
         ("idle-1", Figure::Resident) => vec![at_most(0.25, 0.15)],
         ("idle-10000", Figure::Resident) => vec![at_most(0.5, 0.25)],
         ("start", Figure::ToFirst200) => vec![at_most(1.2, 0.75)],
+        ("start", Figure::FirstOverNext) => vec![Bound { to: None, hold: 1.0, reach: 1.0, at_least: false }],
+        ("start", Figure::Binary) => vec![Bound { to: None, hold: 20.0, reach: 15.0, at_least: false }],
         _ => Vec::new(),
     }
 }
@@ -96,7 +121,10 @@ pub fn of(workload: &str, figure: Figure) -> Vec<Bound> {
 /// How Heddle stands to a bound; `None` where either was not measured.
 #[must_use]
 pub fn judge(bound: &Bound, rounds: &Rounds, figure: Figure) -> Option<(f64, Verdict)> {
-    let ratio = rounds.ratio(Peer::Heddle, bound.to, figure)?;
+    let ratio = match bound.to {
+        Some(to) => rounds.ratio(Peer::Heddle, to, figure)?,
+        None => rounds.median(Peer::Heddle, figure)?,
+    };
     Some((ratio, bound.judge(ratio)))
 }
 
@@ -106,7 +134,7 @@ mod tests {
 
     #[test]
     fn a_ratio_is_never_rounded_into_its_bound() {
-        let bound = Bound { to: Peer::Envoy, hold: 0.55, reach: 0.45, at_least: false };
+        let bound = Bound { to: Some(Peer::Envoy), hold: 0.55, reach: 0.45, at_least: false };
         assert_eq!(bound.judge(0.45), Verdict::Reached);
         assert_eq!(bound.judge(0.451), Verdict::Held);
         assert_eq!(bound.judge(0.5501), Verdict::Short);

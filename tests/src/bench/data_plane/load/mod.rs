@@ -1,6 +1,9 @@
 //! Load: what is asked of a pair, and what came of it.
 
+pub mod h2load;
 pub mod paced;
+pub mod stream;
+pub mod tcp;
 pub mod wrk;
 
 use std::{net::SocketAddr, time::Duration};
@@ -40,8 +43,8 @@ pub struct Percentiles {
     pub p50: f64,
     /// What 99 of 100 do not exceed.
     pub p99: f64,
-    /// What 999 of 1,000 do not exceed.
-    pub p999: f64,
+    /// What 999 of 1,000 do not exceed, where the load says.
+    pub p999: Option<f64>,
 }
 
 impl Percentiles {
@@ -52,6 +55,6 @@ impl Percentiles {
             return None;
         }
         let at = |share| latencies.percentile(share).as_secs_f64() * 1e3;
-        Some(Self { p50: at(0.5), p99: at(0.99), p999: at(0.999) })
+        Some(Self { p50: at(0.5), p99: at(0.99), p999: Some(at(0.999)) })
     }
 }

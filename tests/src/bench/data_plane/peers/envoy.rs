@@ -5,7 +5,7 @@ use std::{env, fmt::Write as _, net::SocketAddr, path::PathBuf, process::Command
 use anyhow::{Context, ensure};
 use heddle_api::ports;
 
-use super::{Field, Prepared, configure};
+use super::{Field, Peer, Prepared, configure};
 use crate::{bench::data_plane::probe::Ready, program, python};
 
 /// The package of the Python index that carries the binary, and where in the environment it lies.
@@ -33,7 +33,7 @@ pub(super) fn program() -> anyhow::Result<PathBuf> {
 
 pub(super) fn prepare(field: &mut Field) -> anyhow::Result<Prepared> {
     let program = program().context("needs envoy")?;
-    let (outbound, inbound) = (field.world.new_address(), field.world.new_address());
+    let (outbound, inbound) = field.pair(Peer::Envoy);
     let mut addresses = vec![inbound];
     addresses.extend(field.more_addresses(field.shape.endpoints - 1)?);
 
@@ -51,16 +51,14 @@ pub(super) fn prepare(field: &mut Field) -> anyhow::Result<Prepared> {
             write!(additional, "{{address: {{{socket}}}}}, ")?;
         }
     }
-    let (out, into) = (outbound.to_string(), inbound.to_string());
-    let (certs, site) = (field.certificates.display().to_string(), field.site.ip.to_string());
     let values = [
-        ("OUTBOUND", out.as_str()),
-        ("INBOUND", &into),
-        ("SITE", &site),
-        ("CERTS", &certs),
-        ("ROUTES", &routes),
-        ("ENDPOINTS", &endpoints),
-        ("ADDITIONAL", &additional),
+        ("OUTBOUND", outbound.to_string()),
+        ("INBOUND", inbound.to_string()),
+        ("SITE", field.site.ip.to_string()),
+        ("CERTS", field.certificates.display().to_string()),
+        ("ROUTES", routes),
+        ("ENDPOINTS", endpoints),
+        ("ADDITIONAL", additional),
     ];
     let directory = field.world.directory().join("envoy");
     let templates = [

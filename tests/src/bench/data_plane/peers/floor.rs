@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, process::Command};
 
 use heddle_api::ports;
 
-use super::{Field, Prepared};
+use super::{Field, Peer, Prepared, only_one_endpoint};
 use crate::{
     bench::data_plane::{probe::Ready, site},
     binaries,
@@ -17,7 +17,8 @@ pub(super) fn program() -> anyhow::Result<PathBuf> {
 
 pub(super) fn prepare(field: &mut Field) -> anyhow::Result<Prepared> {
     let program = program()?;
-    let (outbound, inbound) = (field.world.new_address(), field.world.new_address());
+    only_one_endpoint(field)?;
+    let (outbound, inbound) = field.pair(Peer::Floor);
     let mesh = SocketAddr::new(inbound, ports::MESH).to_string();
     let app = |port| SocketAddr::new(field.site.ip, port).to_string();
     let mut receiver = Command::new(&program);

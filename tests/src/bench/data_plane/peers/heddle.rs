@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use heddle_api::ports;
 
-use super::{Field, Prepared};
+use super::{Field, Peer, Prepared};
 use crate::{
     bench::data_plane::{
         field::{CLIENT, SERVER},
@@ -16,7 +16,7 @@ use crate::{
 };
 
 pub(super) fn prepare(field: &mut Field) -> anyhow::Result<Prepared> {
-    let outbound = field.world.new_address();
+    let (outbound, _) = field.pair(Peer::Heddle);
     let client = PodManifest {
         namespace: "shop".to_owned(),
         name: "web".to_owned(),

@@ -2,7 +2,9 @@
 
 mod envoy;
 mod floor;
+mod haproxy;
 mod heddle;
+mod nginx;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -11,11 +13,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 
 use super::{
     cpu::{self, Usage},
-    field::Field,
+    field::{Field, Shape},
     load::Target,
     probe::{self, Ready},
     site,
@@ -35,6 +37,10 @@ pub enum Peer {
     Heddle,
     /// Envoy with a static config.
     Envoy,
+    /// HAProxy, HTTP/2 between as the others.
+    Haproxy,
+    /// nginx, HTTP/1.1 on pooled TLS connections.
+    Nginx,
     /// See `tests/src/bin/floor.rs`.
     Floor,
     /// Nothing.
@@ -43,7 +49,8 @@ pub enum Peer {
 
 impl Peer {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Heddle, Self::Envoy, Self::Floor, Self::None];
+    pub const ALL: [Self; 6] =
+        [Self::Heddle, Self::Envoy, Self::Haproxy, Self::Nginx, Self::Floor, Self::None];
 
     /// As it is written in tables and on the command line.
     #[must_use]
@@ -51,6 +58,8 @@ impl Peer {
         match self {
             Self::Heddle => "heddle",
             Self::Envoy => "envoy",
+            Self::Haproxy => "haproxy",
+            Self::Nginx => "nginx",
             Self::Floor => "floor",
             Self::None => "none",
         }
@@ -64,6 +73,8 @@ impl Peer {
         match self {
             Self::Heddle => crate::binaries::path(crate::binaries::PROXY).map(Some),
             Self::Envoy => envoy::program().map(Some),
+            Self::Haproxy => haproxy::program().map(Some),
+            Self::Nginx => nginx::program().map(Some),
             Self::Floor => floor::program().map(Some),
             Self::None => Ok(None),
         }
@@ -73,6 +84,8 @@ impl Peer {
         match self {
             Self::Heddle => heddle::prepare(field),
             Self::Envoy => envoy::prepare(field),
+            Self::Haproxy => haproxy::prepare(field),
+            Self::Nginx => nginx::prepare(field),
             Self::Floor => floor::prepare(field),
             Self::None => Ok(Prepared { outbound: field.site.ip, commands: Vec::new(), ready: Vec::new() }),
         }
@@ -216,14 +229,22 @@ impl Pair {
 }
 
 /// `text` with each `<<NAME>>` replaced.
-pub(super) fn fill(text: &str, values: &[(&str, &str)]) -> String {
-    values.iter().fold(text.to_owned(), |text, (name, value)| text.replace(&format!("<<{name}>>"), value))
+pub(super) fn fill<V: AsRef<str>>(text: &str, values: &[(&str, V)]) -> String {
+    let replace =
+        |text: String, (name, value): &(&str, V)| text.replace(&format!("<<{name}>>"), value.as_ref());
+    values.iter().fold(text.to_owned(), replace)
 }
 
 /// Writes a peer's config file with its names filled in.
-fn configure(directory: &Path, name: &str, text: &str, values: &[(&str, &str)]) -> anyhow::Result<PathBuf> {
+fn configure(directory: &Path, name: &str, text: &str, values: &[(&str, String)]) -> anyhow::Result<PathBuf> {
     std::fs::create_dir_all(directory)?;
     let file = directory.join(name);
     std::fs::write(&file, fill(text, values)).with_context(|| format!("writing {}", file.display()))?;
     Ok(file)
+}
+
+/// For the peers that stay out of the workloads with many endpoints or routes.
+fn only_one_endpoint(field: &Field) -> anyhow::Result<()> {
+    ensure!(field.shape == Shape::PLAIN, "its config has one endpoint and one route");
+    Ok(())
 }
