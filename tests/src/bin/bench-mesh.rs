@@ -1,6 +1,10 @@
 //! `cargo bench-mesh`: the benchmarks, see `heddle_tests::bench`.
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::{Parser, Subcommand};
 use heddle_tests::{
@@ -34,7 +38,7 @@ struct Cli {
     #[arg(long, global = true, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100))]
     rounds: u16,
 
-    /// One short round of everything: whether it works, not how fast.
+    /// One round of a second each: whether it works, not how fast.
     #[arg(long, global = true)]
     smoke: bool,
 
@@ -45,6 +49,15 @@ struct Cli {
     /// Finished release programs; without it they are built.
     #[arg(long, global = true, value_name = "DIR", env = "HEDDLE_BIN_DIR")]
     bin_dir: Option<PathBuf>,
+
+    /// Where JSON, Markdown and plots are written [default: target/bench].
+    #[arg(long, global = true, value_name = "DIR")]
+    out: Option<PathBuf>,
+}
+
+/// Where results go without `--out`.
+fn results() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench")
 }
 
 #[derive(Clone, Copy, Debug, Subcommand)]
@@ -82,6 +95,7 @@ async fn data_plane(cli: &Cli) -> anyhow::Result<()> {
         rounds: if cli.smoke { 1 } else { cli.rounds.into() },
     };
     let report = data_plane::run(&plan).await?;
+    report.write(&cli.out.clone().unwrap_or_else(results))?;
     print!("{}", if cli.markdown { table::markdown(&report) } else { table::plain(&report) });
     Ok(())
 }

@@ -40,12 +40,39 @@ pub struct Field {
     /// Endpoints of Heddle's beyond the applications' own address.
     pub endpoints: Vec<IpAddr>,
     pairs: BTreeMap<Peer, (IpAddr, IpAddr)>,
+    /// Where more addresses come from.
+    pub blocks: Blocks,
+}
+
+/// Addresses beyond those of the world's block.
+#[derive(Debug, Default)]
+pub struct Blocks {
     blocks: Vec<Block>,
-    next: usize,
+    taken: usize,
 }
 
 /// Addresses taken of a block.
 const PER_BLOCK: usize = 250;
+
+impl Blocks {
+    /// So many that nobody else has.
+    ///
+    /// # Errors
+    /// When none are left on this machine.
+    pub fn take(&mut self, count: usize) -> anyhow::Result<Vec<IpAddr>> {
+        let mut addresses = Vec::with_capacity(count);
+        while addresses.len() < count {
+            if self.taken == self.blocks.len() * PER_BLOCK {
+                self.blocks.push(Block::claim()?);
+            }
+            if let Some(block) = self.blocks.last() {
+                addresses.push(block.address(2 + (self.taken % PER_BLOCK) as u8));
+            }
+            self.taken += 1;
+        }
+        Ok(addresses)
+    }
+}
 
 impl Field {
     /// Starts applications and control plane.
@@ -57,18 +84,10 @@ impl Field {
         let ip = world.new_address();
         let certificates = world.directory().join("certificates");
         certificates::write(&certificates)?;
-        let site = Site::start(&world, ip)?;
-        let mut field = Self {
-            shape,
-            world,
-            site,
-            certificates,
-            endpoints: Vec::new(),
-            pairs: BTreeMap::new(),
-            blocks: Vec::new(),
-            next: 0,
-        };
-        field.endpoints = field.more_addresses(shape.endpoints - 1)?;
+        let mut blocks = Blocks::default();
+        let endpoints = blocks.take(shape.endpoints - 1)?;
+        let site = Site::start(&world, ip, &endpoints)?;
+        let mut field = Self { shape, world, site, certificates, endpoints, pairs: BTreeMap::new(), blocks };
         field.declare()?;
         field.world.start_control_plane().await?;
         Ok(field)
@@ -78,23 +97,6 @@ impl Field {
     pub fn pair(&mut self, peer: Peer) -> (IpAddr, IpAddr) {
         let world = &mut self.world;
         *self.pairs.entry(peer).or_insert_with(|| (world.new_address(), world.new_address()))
-    }
-
-    /// Addresses beyond those of the world's block.
-    ///
-    /// # Errors
-    /// When none are left on this machine.
-    pub fn more_addresses(&mut self, count: usize) -> anyhow::Result<Vec<IpAddr>> {
-        (0..count)
-            .map(|_| {
-                if self.next == self.blocks.len() * PER_BLOCK {
-                    self.blocks.push(Block::claim()?);
-                }
-                let host = 2 + (self.next % PER_BLOCK) as u8;
-                self.next += 1;
-                Ok(self.blocks[self.blocks.len() - 1].address(host))
-            })
-            .collect()
     }
 
     /// The manifests of the applications.

@@ -10,6 +10,7 @@ pub mod field;
 pub mod figure;
 pub mod load;
 pub mod peers;
+pub mod plot;
 pub mod probe;
 pub mod report;
 pub mod site;

@@ -1,17 +1,19 @@
 //! What a run found, and its JSON.
 
 use std::{
+    path::Path,
     process::Command,
     time::{Duration, SystemTime},
 };
 
+use anyhow::Context;
 use serde_json::{Value, json};
 
 use super::{
     Plan,
     figure::{Figure, Rounds},
     peers::Peer,
-    target,
+    plot, table, target,
     workload::Workload,
 };
 
@@ -32,6 +34,24 @@ impl Report {
     pub(super) fn new(plan: &Plan, began: SystemTime) -> Self {
         let began = began.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         Self { began, length: plan.length, peers: plan.peers.clone(), workloads: Vec::new() }
+    }
+
+    /// Writes `data-plane.json`, `data-plane.md` and the plots.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn write(&self, directory: &Path) -> anyhow::Result<()> {
+        std::fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
+        let mut files = vec![
+            ("data-plane.json", serde_json::to_string_pretty(&self.json())?),
+            ("data-plane.md", table::markdown(self)),
+        ];
+        files.extend(plot::all(self));
+        for (name, content) in files {
+            let file = directory.join(name);
+            std::fs::write(&file, content).with_context(|| format!("writing {}", file.display()))?;
+        }
+        Ok(())
     }
 
     /// Everything, each round's samples included.

@@ -35,12 +35,12 @@ pub struct Site {
 }
 
 impl Site {
-    /// Starts them at `ip`.
+    /// Starts them at `ip`; nginx is at the addresses `more` too.
     ///
     /// # Errors
     /// When nginx is missing, or one does not start. Without redis the rest is there.
-    pub fn start(world: &World, ip: IpAddr) -> anyhow::Result<Self> {
-        let mut processes = vec![nginx(world, ip)?];
+    pub fn start(world: &World, ip: IpAddr, more: &[IpAddr]) -> anyhow::Result<Self> {
+        let mut processes = vec![nginx(world, ip, more)?];
         let mut missing = BTreeMap::new();
         match program::find("redis-server") {
             Some(program) => processes.push(redis(world, ip, program)?),
@@ -52,7 +52,7 @@ impl Site {
     }
 }
 
-fn nginx(world: &World, ip: IpAddr) -> anyhow::Result<Process> {
+fn nginx(world: &World, ip: IpAddr, more: &[IpAddr]) -> anyhow::Result<Process> {
     let program = program::find("nginx").context("needs nginx")?;
     let home: PathBuf = world.directory().join("nginx");
     std::fs::create_dir_all(home.join("html"))?;
@@ -61,7 +61,11 @@ fn nginx(world: &World, ip: IpAddr) -> anyhow::Result<Process> {
     }
     let config = fill(
         include_str!("../../../bench/nginx/site.conf"),
-        &[("HOME", &home.display().to_string()), ("SITE", &ip.to_string())],
+        &[
+            ("HOME", home.display().to_string()),
+            ("SITE", ip.to_string()),
+            ("MORE", more.iter().map(|ip| format!("listen {ip}:{HTTP};\n")).collect()),
+        ],
     );
     std::fs::write(home.join("nginx.conf"), config)?;
     let mut command = Command::new(program);

@@ -71,7 +71,7 @@ fn cells(report: &Report, workload: &str, rounds: &Rounds, figure: Figure) -> Op
 }
 
 /// Three digits that matter.
-fn number(value: f64) -> String {
+pub(super) fn number(value: f64) -> String {
     let size = value.abs();
     if size >= 10_000.0 {
         format!("{:.1}k", value / 1000.0)

@@ -112,7 +112,10 @@ impl Lane<'_> {
         loop {
             match self.socket.read(&mut chunk) {
                 Ok(0) => bail!("{} closed a kept-alive connection", self.target.address),
-                Ok(read) => return Ok(self.buffer.extend_from_slice(&chunk[..read])),
+                Ok(read) => {
+                    self.buffer.extend_from_slice(&chunk[..read]);
+                    return Ok(());
+                }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error).context("no answer"),
             }

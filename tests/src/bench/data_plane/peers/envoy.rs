@@ -35,7 +35,7 @@ pub(super) fn prepare(field: &mut Field) -> anyhow::Result<Prepared> {
     let program = program().context("needs envoy")?;
     let (outbound, inbound) = field.pair(Peer::Envoy);
     let mut addresses = vec![inbound];
-    addresses.extend(field.more_addresses(field.shape.endpoints - 1)?);
+    addresses.extend(field.blocks.take(field.shape.endpoints - 1)?);
 
     let (mut routes, mut endpoints, mut additional) = (String::new(), String::new(), String::new());
     for route in 1..field.shape.routes {

@@ -4,6 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, process::Command};
 
 use anyhow::Context;
 use heddle_api::ports;
+use rustix::process::{Resource, getrlimit};
 
 use super::{Field, Peer, Prepared, configure, only_one_endpoint};
 use crate::{bench::data_plane::probe::Ready, program};
@@ -21,6 +22,7 @@ pub(super) fn prepare(field: &mut Field) -> anyhow::Result<Prepared> {
         ("INBOUND", inbound.to_string()),
         ("SITE", field.site.ip.to_string()),
         ("CERTS", field.certificates.display().to_string()),
+        ("CONNECTIONS", connections().to_string()),
     ];
     let directory = field.world.directory().join("haproxy");
     let templates = [
@@ -39,4 +41,10 @@ pub(super) fn prepare(field: &mut Field) -> anyhow::Result<Prepared> {
         Ready::Listens(SocketAddr::new(outbound, ports::OUTBOUND)),
     ];
     Ok(Prepared { outbound, commands, ready })
+}
+
+/// What the limit of descriptors allows, less some for listeners and the like, and not more than any workload makes.
+fn connections() -> u64 {
+    let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    (descriptors.saturating_sub(64) / 2).min(20_000)
 }

@@ -33,9 +33,21 @@ pub(super) fn prepare(field: &mut Field) -> anyhow::Result<Prepared> {
 
     let token = field.world.token("shop", "site", "1h")?;
     let mut receiver = field.world.sidecar_command(SERVER, field.site.ip, &token)?;
-    // The one inbound sidecar answers for every endpoint of the workloads with many.
-    for &address in std::iter::once(&field.site.ip).chain(&endpoints) {
-        receiver.args(["--mesh-listen", &SocketAddr::new(address, ports::MESH).to_string()]);
+    // The one inbound sidecar answers for every endpoint of the workloads with many, as if they were its pod's addresses.
+    if !endpoints.is_empty() {
+        let first = |port| SocketAddr::new(field.site.ip, port).to_string();
+        receiver.args([
+            "--outbound-listen",
+            &first(ports::OUTBOUND),
+            "--inbound-listen",
+            &first(ports::INBOUND),
+        ]);
+        receiver.args(["--admin-listen", &first(ports::ADMIN), "--metrics-listen", &first(ports::METRICS)]);
+        receiver.args(["--mesh-listen", &first(ports::MESH)]);
+        for address in endpoints {
+            receiver.args(["--pod-ip", &address.to_string()]);
+            receiver.args(["--mesh-listen", &SocketAddr::new(address, ports::MESH).to_string()]);
+        }
     }
     let token = field.world.token("shop", "web", "1h")?;
     let mut sender = field.world.sidecar_command(CLIENT, outbound, &token)?;
