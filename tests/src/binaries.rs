@@ -20,6 +20,9 @@ pub const CONTROL_PLANE: &str = "heddle-control-plane";
 /// The sidecar's program.
 pub const PROXY: &str = "heddle-proxy";
 
+/// The program for people.
+pub const HEDDLE: &str = "heddle";
+
 /// The path of one of the mesh's programs, up to date.
 ///
 /// # Errors
