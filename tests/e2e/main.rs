@@ -14,6 +14,7 @@ mod neighbours;
 mod nothing_drops;
 mod one_request_over_mtls;
 mod programs;
+mod redirected;
 mod routes;
 mod shop;
 mod tcp;

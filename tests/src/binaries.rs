@@ -50,6 +50,8 @@ fn own_directory() -> anyhow::Result<PathBuf> {
     }
     Ok(directory)
 }
+/// The program for people.
+pub const HEDDLE: &str = "heddle";
 
 /// The path of one of the mesh's programs, up to date.
 ///

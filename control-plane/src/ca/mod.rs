@@ -170,11 +170,27 @@ impl Authority {
     /// # Errors
     /// When the root has expired.
     pub fn serving(&self, now: SystemTime) -> Result<(Issued, PrivateKeyDer<'static>), CaError> {
+        self.serving_as("Heddle control plane", &[CONTROL_PLANE_DNS_NAME.to_owned()], now)
+    }
+
+    /// Signs a certificate for a fresh key that is good for serving these DNS names alone. Sidecars take the control
+    /// plane for who it is by [`CONTROL_PLANE_DNS_NAME`], so nothing else may have that one.
+    ///
+    /// # Errors
+    /// When the root has expired or a name is none.
+    pub fn serving_as(
+        &self,
+        common_name: &str,
+        names: &[String],
+        now: SystemTime,
+    ) -> Result<(Issued, PrivateKeyDer<'static>), CaError> {
         let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, "Heddle control plane");
-        params.subject_alt_names = vec![SanType::DnsName(CONTROL_PLANE_DNS_NAME.try_into()?)];
+        params.distinguished_name.push(DnType::CommonName, common_name);
+        for name in names {
+            params.subject_alt_names.push(SanType::DnsName(name.as_str().try_into()?));
+        }
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let issued = self.leaf(params, &key, now)?;
         Ok((issued, key.into()))
