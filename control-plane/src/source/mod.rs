@@ -4,6 +4,7 @@ mod catalog;
 pub mod directory;
 mod document;
 mod files;
+pub mod kubernetes;
 mod notices;
 
 use crate::{diagnostics::Diagnostic, object::Change};

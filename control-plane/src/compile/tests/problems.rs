@@ -64,7 +64,7 @@ fn each_reference_that_leads_nowhere_is_named() {
         (
             route(parent, "{name: x, namespace: elsewhere, port: 80}"),
             &[
-                "HTTPRoute shop/r: spec.rules[0].backendRefs[0]: Service elsewhere/x is in another namespace than the route, which needs a ReferenceGrant; these are not supported: its share of the requests gets 500",
+                "HTTPRoute shop/r: spec.rules[0].backendRefs[0]: Service elsewhere/x is in another namespace than the route, and no ReferenceGrant of elsewhere lets HTTPRoutes of shop lead there: its share of the requests gets 500",
             ],
         ),
     ] {

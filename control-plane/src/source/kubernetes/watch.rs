@@ -1,0 +1,143 @@
+//! One kind's watch: listed, followed, and listed again when the API server cannot go on from where we were.
+//!
+//! `kube`'s watcher does the protocol: pages, bookmarks, resuming after a broken connection, and a new list after
+//! 410 Gone. Here it is decided which version of a kind is served, and what a kind that is not served means.
+
+use std::{pin::pin, time::Duration};
+
+use kube::{
+    Api, Client,
+    core::{ApiResource, DynamicObject, GroupVersionKind},
+    runtime::{
+        WatchStreamExt as _,
+        watcher::{self, Event},
+    },
+};
+use tokio::sync::mpsc::Sender;
+use tokio_stream::StreamExt as _;
+
+use super::read::{Item, read};
+use crate::object::Kind;
+
+/// How often it is looked whether a missing kind has come.
+const LOOK: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 5 });
+/// After a question that got no answer.
+const RETRY: Duration = Duration::from_secs(1);
+/// Objects in one page of a list.
+const PAGE: u32 = 500;
+
+/// What a watch tells.
+#[derive(Debug)]
+pub(super) enum Notice {
+    /// These are all.
+    All(Kind, Vec<Item>),
+    /// One is new or another.
+    Set(Box<Item>),
+    /// One is gone.
+    Gone(Box<Item>),
+    /// The API server has no such kind, so there are none.
+    Missing(Kind),
+}
+
+/// Follows a kind until the receiver is gone.
+pub(super) async fn watch(client: Client, kind: Kind, tx: Sender<Notice>) {
+    while !tx.is_closed() {
+        let resource = match served(&client, kind).await {
+            Ok(Some(resource)) => resource,
+            Ok(None) => {
+                if tx.send(Notice::Missing(kind)).await.is_err() {
+                    return;
+                }
+                tokio::time::sleep(LOOK).await;
+                continue;
+            }
+            Err(error) => {
+                tracing::warn!(%kind, %error, "the API server does not say whether it has the kind; trying again");
+                tokio::time::sleep(RETRY).await;
+                continue;
+            }
+        };
+        follow(Api::all_with(client.clone(), &resource), kind, &tx).await;
+    }
+}
+
+/// The newest version of a kind that we read and the API server serves.
+async fn served(client: &Client, kind: Kind) -> Result<Option<ApiResource>, kube::Error> {
+    for version in kind.api_versions() {
+        let (group, version) = version.split_once('/').unwrap_or(("", version));
+        let of = |plural: &str| {
+            ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind.as_str()), plural)
+        };
+        // Every API server that has sidecars' pods has these.
+        if let Kind::Namespace | Kind::Node | Kind::Pod | Kind::Service | Kind::EndpointSlice = kind {
+            return Ok(Some(of(&format!("{}s", kind.as_str().to_lowercase()))));
+        }
+        match client.list_api_group_resources(&format!("{group}/{version}")).await {
+            Ok(list) => {
+                let found = list.resources.iter().find(|r| r.kind == kind.as_str() && !r.name.contains('/'));
+                if let Some(found) = found {
+                    return Ok(Some(of(&found.name)));
+                }
+            }
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
+}
+
+/// Until the kind is not served any more, or the receiver is gone.
+async fn follow(api: Api<DynamicObject>, kind: Kind, tx: &Sender<Notice>) {
+    let config = watcher::Config::default().page_size(PAGE);
+    let mut events = pin!(watcher::watcher(api, config).default_backoff());
+    let mut listing = Vec::new();
+    let mut failing = false;
+    loop {
+        let event = tokio::select! {
+            event = events.next() => event,
+            () = tx.closed() => return,
+        };
+        let notice = match event {
+            None => return,
+            Some(Ok(Event::Init)) => {
+                listing = Vec::new();
+                continue;
+            }
+            // Trimmed as it comes: a page of whole objects is the most that is held.
+            Some(Ok(Event::InitApply(object))) => {
+                listing.push(read(kind, object));
+                continue;
+            }
+            Some(Ok(Event::InitDone)) => Notice::All(kind, std::mem::take(&mut listing)),
+            Some(Ok(Event::Apply(object))) => Notice::Set(Box::new(read(kind, object))),
+            Some(Ok(Event::Delete(object))) => Notice::Gone(Box::new(read(kind, object))),
+            Some(Err(error)) => {
+                if is_missing(&error) {
+                    return;
+                }
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::warn!(%kind, %error, "the watch broke; what is known stays, and it is tried again");
+                }
+                continue;
+            }
+        };
+        if std::mem::replace(&mut failing, false) {
+            tracing::info!(%kind, "the watch goes on");
+        }
+        if tx.send(notice).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// 404 of a whole kind: its definition was deleted, or another version of it is served now.
+fn is_missing(error: &watcher::Error) -> bool {
+    use watcher::Error::{InitialListFailed, WatchError, WatchFailed, WatchStartFailed};
+    match error {
+        InitialListFailed(kube::Error::Api(status))
+        | WatchStartFailed(kube::Error::Api(status))
+        | WatchFailed(kube::Error::Api(status))
+        | WatchError(status) => status.code == 404,
+        _ => false,
+    }
+}
