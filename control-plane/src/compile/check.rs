@@ -4,7 +4,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use heddle_api::{SIDECAR_ANNOTATION, v1::AppProtocol};
+use heddle_api::{
+    SIDECAR_ANNOTATION,
+    resources::{TargetKind, TargetRef},
+    v1::AppProtocol,
+};
 
 use super::{
     Mesh,
@@ -71,11 +75,11 @@ impl Mesh {
         errors
     }
 
-    fn missing_targets(&self, targets: &BTreeSet<Name>) -> Vec<FieldError> {
+    fn missing_targets(&self, refs: &[TargetRef], targets: &BTreeSet<Name>) -> Vec<FieldError> {
         let missing = targets.iter().filter(|target| !self.services.contains_key(target));
         let error = |target: &Name| {
             FieldError::error(
-                "spec.targetRefs",
+                target_field(refs, target),
                 format!("Service {target} does not exist: nothing follows from it"),
             )
             .because(Reason::TargetNotFound)
@@ -86,7 +90,7 @@ impl Mesh {
     fn access_policy_problems(&self, name: &Name) -> Vec<FieldError> {
         let Some(policy) = self.access.get(name) else { return Vec::new() };
         let targets = services_of(&policy.spec.target_refs, &name.namespace);
-        let mut errors = self.missing_targets(&targets);
+        let mut errors = self.missing_targets(&policy.spec.target_refs, &targets);
         for target in &targets {
             let pods: BTreeSet<&Name> = self.selection.pods(target).chain(self.sliced_pods(target)).collect();
             let alive = |pod: &&Name| self.pods.get(pod).is_some_and(|entry| !entry.finished);
@@ -124,12 +128,12 @@ impl Mesh {
     fn traffic_policy_problems(&self, name: &Name) -> Vec<FieldError> {
         let Some(policy) = self.traffic.get(name) else { return Vec::new() };
         let targets = services_of(&policy.spec.target_refs, &name.namespace);
-        let mut errors = self.missing_targets(&targets);
+        let mut errors = self.missing_targets(&policy.spec.target_refs, &targets);
         for target in &targets {
             let first = self.traffic_of.get(target).and_then(|rivals| rivals.values().next());
             if let Some(first) = first.map(|first| policy_name(first)).filter(|first| first != name) {
                 errors.push(FieldError::error(
-                    "spec.targetRefs",
+                    target_field(&policy.spec.target_refs, target),
                     format!("Service {target} has TrafficPolicy {first}, which goes first; this one ({name}) has no effect on it"),
                 )
                 .because(Reason::Conflicted));
@@ -254,4 +258,12 @@ impl Mesh {
         };
         lost.into_iter().map(error).collect()
     }
+}
+
+/// Where a policy names a Service.
+fn target_field(refs: &[TargetRef], target: &Name) -> String {
+    let own = |other: &TargetRef| other.kind == TargetKind::Service && other.name == target.name;
+    refs.iter()
+        .position(own)
+        .map_or("spec.targetRefs".to_owned(), |index| format!("spec.targetRefs[{index}]"))
 }

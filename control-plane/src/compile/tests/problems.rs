@@ -108,7 +108,7 @@ fn of_two_policies_for_one_target_the_first_by_name_holds_and_both_are_named() {
     assert_eq!(
         problems(&mesh),
         [
-            "TrafficPolicy shop/b: spec.targetRefs: Service shop/reviews has TrafficPolicy shop/a, which goes first; this one (shop/b) has no effect on it"
+            "TrafficPolicy shop/b: spec.targetRefs[0]: Service shop/reviews has TrafficPolicy shop/a, which goes first; this one (shop/b) has no effect on it"
         ]
     );
     assert_eq!(timeout(&mesh), Some(1000));
