@@ -230,6 +230,22 @@ mod tests {
     }
 
     #[test]
+    fn the_definitions_in_the_chart_are_those_that_are_printed() {
+        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/heddle/crds");
+        let path = std::path::Path::new(dir).join("heddle.dev.yaml");
+        let printed = format!("{}\n", crds().unwrap().trim_end());
+        if std::env::var_os("HEDDLE_REWRITE").is_some() {
+            std::fs::write(&path, &printed).unwrap();
+        }
+        let checked_in = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(
+            checked_in == printed,
+            "{} is out of date: HEDDLE_REWRITE=1 cargo nextest run -p heddle-control-plane the_definitions_in_the_chart",
+            path.display()
+        );
+    }
+
+    #[test]
     fn a_lifetime_out_of_bounds_is_refused_with_the_bounds() {
         assert_eq!(lifetime("10s"), Ok(Duration::from_secs(10)));
         for text in ["25h", "1s", "10", "soon"] {
