@@ -44,6 +44,10 @@ impl Server {
     pub(crate) async fn start() -> Option<Self> {
         // Both ring and aws-lc-rs may be there in a test build.
         let _first = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        if let Ok(filter) = std::env::var("HEDDLE_TEST_LOG") {
+            // Another test of this process may have been first.
+            let _first = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
+        }
         let server = if let Some(path) = std::env::var_os("HEDDLE_TEST_KUBECONFIG") {
             let kubeconfig = Kubeconfig::read_from(path).unwrap();
             let config =

@@ -114,9 +114,9 @@ impl Writer {
         }
         let mut writes = 0;
         let all = self.ledger.all();
-        self.written.retain(|object, version| {
-            all.iter().any(|(other, seen)| other == object && seen.version == *version)
-        });
+        let versions: HashMap<_, _> = all.iter().map(|(object, seen)| (object, &seen.version)).collect();
+        self.written.retain(|object, version| versions.get(object) == Some(&&*version));
+        drop(versions);
         for (object, seen) in all {
             if writes >= ROUND {
                 break;
@@ -161,7 +161,8 @@ impl Writer {
 
     /// An Event for each problem that appeared.
     async fn tell(&mut self, diagnostics: &[Diagnostic]) {
-        self.told.retain(|told| diagnostics.contains(told));
+        let present: BTreeSet<_> = diagnostics.iter().collect();
+        self.told.retain(|told| present.contains(told));
         let new = diagnostics.iter().filter(|problem| problem.severity == Severity::Error);
         let new: Vec<_> = new.filter(|problem| !self.told.contains(problem)).take(ROUND).cloned().collect();
         for problem in new {

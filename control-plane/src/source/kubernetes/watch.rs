@@ -13,7 +13,10 @@ use kube::{
         watcher::{self, Event},
     },
 };
-use tokio::sync::mpsc::Sender;
+use tokio::{
+    sync::mpsc::Sender,
+    time::{Instant, MissedTickBehavior},
+};
 use tokio_stream::StreamExt as _;
 
 use super::read::{Item, read};
@@ -21,6 +24,8 @@ use crate::object::Kind;
 
 /// How often it is looked whether a missing kind has come.
 const LOOK: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 5 });
+/// How often it is looked whether a followed kind is still there.
+const CHECK: Duration = Duration::from_secs(20);
 /// After a question that got no answer.
 const RETRY: Duration = Duration::from_secs(1);
 /// Objects in one page of a list.
@@ -57,8 +62,12 @@ pub(super) async fn watch(client: Client, kind: Kind, tx: Sender<Notice>) {
                 continue;
             }
         };
-        follow(Api::all_with(client.clone(), &resource), kind, &tx).await;
+        follow(&client, &resource, kind, &tx).await;
     }
+}
+
+const fn is_built_in(kind: Kind) -> bool {
+    matches!(kind, Kind::Namespace | Kind::Node | Kind::Pod | Kind::Service | Kind::EndpointSlice)
 }
 
 /// The newest version of a kind that we read and the API server serves.
@@ -69,7 +78,7 @@ async fn served(client: &Client, kind: Kind) -> Result<Option<ApiResource>, kube
             ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind.as_str()), plural)
         };
         // Every API server that has sidecars' pods has these.
-        if let Kind::Namespace | Kind::Node | Kind::Pod | Kind::Service | Kind::EndpointSlice = kind {
+        if is_built_in(kind) {
             return Ok(Some(of(&format!("{}s", kind.as_str().to_lowercase()))));
         }
         match client.list_api_group_resources(&format!("{group}/{version}")).await {
@@ -87,7 +96,11 @@ async fn served(client: &Client, kind: Kind) -> Result<Option<ApiResource>, kube
 }
 
 /// Until the kind is not served any more, or the receiver is gone.
-async fn follow(api: Api<DynamicObject>, kind: Kind, tx: &Sender<Notice>) {
+async fn follow(client: &Client, resource: &ApiResource, kind: Kind, tx: &Sender<Notice>) {
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), resource);
+    // An API server that restarted, and then lost a definition, was seen to leave its watches open without a word.
+    let mut check = tokio::time::interval_at(Instant::now() + CHECK, CHECK);
+    check.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let config = watcher::Config::default().page_size(PAGE);
     let mut events = pin!(watcher::watcher(api, config).default_backoff());
     let mut listing = Vec::new();
@@ -96,6 +109,11 @@ async fn follow(api: Api<DynamicObject>, kind: Kind, tx: &Sender<Notice>) {
         let event = tokio::select! {
             event = events.next() => event,
             () = tx.closed() => return,
+            _ = check.tick(), if !is_built_in(kind) => match served(client, kind).await {
+                Ok(now) if now.as_ref() != Some(resource) => return,
+                // An answer that does not come is no word that the kind is gone.
+                Ok(_) | Err(_) => continue,
+            },
         };
         let notice = match event {
             None => return,
