@@ -111,9 +111,8 @@ pub async fn start_in_cluster(options: Options, cluster: Cluster) -> anyhow::Res
     let (tx, rx) = mpsc::channel(BATCHES);
     let ledger = Arc::default();
     let source = tokio::spawn(source::kubernetes::run(cluster.client.clone(), Arc::clone(&ledger), tx));
-    let mut tasks = JoinSet::new();
     let Prepared { hub, metrics, stop, .. } = &prepared;
-    let lease = cluster.spawn(root, authority, ledger, hub, metrics, stop.clone(), &mut tasks);
+    let (lease, tasks) = cluster.spawn(root, authority, ledger, hub, metrics, stop.clone());
     Ok(Running { lease: Some(lease), ..prepared.start(options, source, rx, tasks) })
 }
 

@@ -88,8 +88,8 @@ impl Cluster {
         hub: &Arc<Hub>,
         metrics: &Arc<Metrics>,
         stop: CancellationToken,
-        tasks: &mut JoinSet<()>,
-    ) -> JoinHandle<()> {
+    ) -> (JoinHandle<()>, JoinSet<()>) {
+        let mut tasks = JoinSet::new();
         let (leading, leads) = watch::channel(false);
         let lease = {
             let Self { client, namespace, instance } = self.clone();
@@ -105,6 +105,6 @@ impl Cluster {
             leads.clone(),
         ));
         tasks.spawn(status::Writer::new(self, hub, ledger, authority, metrics).run(leads));
-        lease
+        (lease, tasks)
     }
 }

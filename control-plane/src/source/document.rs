@@ -364,7 +364,7 @@ mod tests {
             )
         };
         for (text, expected) in [
-            ("kind: Potato\napiVersion: v1\nmetadata: {name: x}\n".to_owned(), "1: kind: \"Potato\" is not a kind that the mesh reads: Namespace, Pod,"),
+            ("kind: Potato\napiVersion: v1\nmetadata: {name: x}\n".to_owned(), "1: kind: \"Potato\" is not a kind that the mesh reads: Namespace, Node, Pod,"),
             ("kind: HTTPRoute\napiVersion: v1\nmetadata: {name: x}\n".to_owned(), "2: apiVersion: \"v1\" has no HTTPRoute, it is in gateway.networking.k8s.io/v1"),
             ("kind: Pod\napiVersion: v1\n".to_owned(), "1: metadata.name: is missing"),
             (route("    - {name: a, port: 80, weight: -1}\n"), "10: spec.rules[0].backendRefs[0].weight: -1 is not within 0 to 1000000"),

@@ -130,7 +130,7 @@ async fn follow(client: &Client, resource: &ApiResource, kind: Kind, tx: &Sender
             Some(Ok(Event::Apply(object))) => Notice::Set(Box::new(read(kind, object))),
             Some(Ok(Event::Delete(object))) => Notice::Gone(Box::new(read(kind, object))),
             Some(Err(error)) => {
-                if is_missing(&error) {
+                if begins_anew(&error) {
                     return;
                 }
                 if !std::mem::replace(&mut failing, true) {
@@ -148,14 +148,15 @@ async fn follow(client: &Client, resource: &ApiResource, kind: Kind, tx: &Sender
     }
 }
 
-/// 404 of a whole kind: its definition was deleted, or another version of it is served now.
-fn is_missing(error: &watcher::Error) -> bool {
+/// 404 of a whole kind: its definition was deleted, or another version of it is served now. 410 as the answer to a watch's
+/// start, which `kube` would try again from the same forgotten version; within a watch it lists anew by itself.
+fn begins_anew(error: &watcher::Error) -> bool {
     use watcher::Error::{InitialListFailed, WatchError, WatchFailed, WatchStartFailed};
     match error {
         InitialListFailed(kube::Error::Api(status))
         | WatchStartFailed(kube::Error::Api(status))
         | WatchFailed(kube::Error::Api(status))
-        | WatchError(status) => status.code == 404,
+        | WatchError(status) => matches!(status.code, 404 | 410),
         _ => false,
     }
 }
