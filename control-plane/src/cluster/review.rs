@@ -124,7 +124,7 @@ mod tests {
 
     use super::*;
 
-    fn review(status: Value) -> Result<Reviewed, ReviewError> {
+    fn review(status: &Value) -> Result<Reviewed, ReviewError> {
         read(serde_json::from_value(json!({"metadata": {}, "spec": {}, "status": status})).unwrap())
     }
 
@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn a_bound_token_speaks_for_its_pod_alone() {
-        let found = review(good()).unwrap();
+        let found = review(&good()).unwrap();
         assert_eq!((found.bearer.namespace.as_str(), found.bearer.service_account.as_str()), ("shop", "web"));
         assert_eq!((found.pod.as_str(), found.uid.as_str()), ("web-0", "u-1"));
     }
@@ -146,7 +146,7 @@ mod tests {
         let with = |path: &str, value: Value| {
             let mut status = good();
             *status.pointer_mut(path).unwrap() = value;
-            review(status).unwrap_err()
+            review(&status).unwrap_err()
         };
         assert!(matches!(with("/authenticated", json!(false)), ReviewError::Refused(_)));
         assert!(matches!(
@@ -157,6 +157,6 @@ mod tests {
         assert!(matches!(with("/user/username", json!("system:admin")), ReviewError::Malformed(_)));
         assert!(matches!(with("/user/extra", json!({})), ReviewError::Unbound));
         assert!(matches!(with("/user/extra", json!({POD_NAME: ["web-0"]})), ReviewError::Unbound));
-        assert!(matches!(review(Value::Null), Err(ReviewError::Refused(_))));
+        assert!(matches!(review(&Value::Null), Err(ReviewError::Refused(_))));
     }
 }

@@ -180,6 +180,7 @@ mod tests {
         ObjectRef { kind, namespace: "shop".to_owned(), name: "x".to_owned() }
     }
 
+    #[allow(clippy::needless_pass_by_value, reason = "literals read better at the calls")]
     fn seen(refs: Value, status: Value) -> Seen {
         let refs = refs.as_array().unwrap().clone();
         Seen { uid: "u".to_owned(), version: "1".to_owned(), generation: 4, refs, status }
