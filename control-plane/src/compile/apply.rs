@@ -10,7 +10,7 @@ use heddle_api::resources::{AccessPolicy, MeshPolicy, TargetKind, TargetRef, Tra
 
 use super::{
     AccessTarget, Dep, Mesh, Seniority,
-    facts::{PodEntry, ServiceEntry, SliceEntry},
+    facts::{PodEntry, ServiceEntry, SliceEntry, zone},
     selection::take,
 };
 use crate::object::{Change, Kind, Name, Object, ObjectRef, check::check, name_of, route::Route};
@@ -69,6 +69,15 @@ impl Mesh {
         match (reference.kind, object) {
             // A namespace's policies matter, whether its object is there or not.
             (Kind::Namespace, _) => {}
+            (Kind::Node, object) => {
+                let zone = object.and_then(|o| if let Object::Node(node) = o { zone(node) } else { None });
+                self.set_zone(&reference.name, zone, touched);
+            }
+            (Kind::ReferenceGrant, object) => {
+                let grant = object
+                    .and_then(|o| if let Object::ReferenceGrant(g) = o { Some(g.clone()) } else { None });
+                self.set_grant(&name, grant, touched);
+            }
             (Kind::Pod, object) => {
                 let entry = object
                     .and_then(|o| if let Object::Pod(pod) = o { Some(PodEntry::new(pod)) } else { None });
@@ -119,7 +128,13 @@ impl Mesh {
             self.edit_holders(*ip, |holders| holders.pods.remove(name));
         }
         self.selection.set_pod(name, entry.as_ref().map(|entry| &entry.labels));
+        if let Some(old) = &old {
+            take(&mut self.pods_on, &old.node, name);
+        }
         if let Some(entry) = entry {
+            if !entry.node.is_empty() {
+                self.pods_on.entry(entry.node.clone()).or_default().insert(name.clone());
+            }
             for ip in &entry.ips {
                 if !entry.host_network {
                     self.edit_holders(*ip, |holders| holders.pods.insert(name.clone()));
@@ -128,6 +143,20 @@ impl Mesh {
             self.pods.insert(name.clone(), entry);
         }
         self.touch_around_pod(name, touched);
+    }
+
+    fn set_zone(&mut self, node: &str, zone: Option<String>, touched: &mut Touched) {
+        if self.zones.get(node) == zone.as_ref() {
+            return;
+        }
+        match zone {
+            Some(zone) => self.zones.insert(node.to_owned(), zone),
+            None => self.zones.remove(node),
+        };
+        for pod in self.pods_on.get(node).into_iter().flatten() {
+            touched.deps.insert(Dep::pod(pod));
+            self.touch_around_pod(pod, touched);
+        }
     }
 
     fn touch_around_pod(&self, name: &Name, touched: &mut Touched) {

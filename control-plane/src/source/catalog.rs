@@ -7,8 +7,8 @@ use std::{
 
 use super::document::{Parsed, Subject};
 use crate::{
-    diagnostics::{Diagnostic, FieldError, Place, Severity},
-    object::{Change, Kind, Object, ObjectRef},
+    diagnostics::{Diagnostic, FieldError, Place, Reason, Severity},
+    object::{Change, Object, ObjectRef},
 };
 
 /// What was found at a path.
@@ -186,6 +186,7 @@ fn unreadable(path: &Path, old: File, message: &str) -> File {
     };
     let problem = Diagnostic {
         severity: Severity::Error,
+        reason: Reason::Invalid,
         file: Some(path.to_owned()),
         line: None,
         object: None,
@@ -220,7 +221,7 @@ fn read(path: &Path, mut old: File, documents: Vec<Parsed>, strays: &mut Vec<Str
             Subject::Known(known) => known == reference,
             Subject::Named(name) => {
                 reference.name == name.name
-                    && (reference.kind == Kind::Namespace || reference.namespace == name.namespace)
+                    && (!reference.kind.is_namespaced() || reference.namespace == name.namespace)
             }
             Subject::Any(_) => true,
         };
@@ -254,6 +255,7 @@ fn read(path: &Path, mut old: File, documents: Vec<Parsed>, strays: &mut Vec<Str
         for (line, error) in problem.errors {
             new.problems.push(Diagnostic {
                 severity: error.severity,
+                reason: error.reason,
                 file: Some(path.to_owned()),
                 line: Some(line),
                 object: object.clone(),

@@ -23,7 +23,7 @@ use super::{
     last_good::LastGood,
     notices::{self, Notice},
 };
-use crate::diagnostics::{Diagnostic, Log, Severity};
+use crate::diagnostics::{Diagnostic, Log, Reason, Severity};
 
 /// How often everything is looked at while the kernel gives notice, and while it does not.
 const LOOK: Duration = Duration::from_secs(2);
@@ -325,6 +325,7 @@ impl Reader {
         let mut problems = self.catalog.problems();
         problems.extend(self.blind.iter().map(|(path, error)| Diagnostic {
             severity: Severity::Error,
+            reason: Reason::Invalid,
             file: Some(path.clone()),
             line: None,
             object: None,

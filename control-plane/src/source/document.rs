@@ -1,12 +1,14 @@
 //! Text to objects: each YAML document on its own, so that a broken one spoils no other.
 
-mod closed;
+pub(super) mod closed;
 mod guess;
 
-use gateway_api::experimental::{grpcroutes::GrpcRoute, httproutes::HttpRoute, tcproutes::TcpRoute};
+use gateway_api::experimental::{
+    grpcroutes::GrpcRoute, httproutes::HttpRoute, referencegrants::ReferenceGrant, tcproutes::TcpRoute,
+};
 use heddle_api::resources::{AccessPolicy, MeshPolicy, TrafficPolicy};
 use k8s_openapi::api::{
-    core::v1::{Namespace, Pod, Service},
+    core::v1::{Namespace, Node, Pod, Service},
     discovery::v1::EndpointSlice,
 };
 use serde::{Deserialize, Deserializer};
@@ -132,7 +134,7 @@ fn parse_object(line: u32, text: Option<&str>, value: &Value) -> Parsed {
     }
     let reference = ObjectRef {
         kind,
-        namespace: if kind == Kind::Namespace { String::new() } else { namespace.clone() },
+        namespace: if kind.is_namespaced() { namespace.clone() } else { String::new() },
         name: name.clone(),
     };
     let closed = || closed::policy(&reference, value);
@@ -219,7 +221,7 @@ fn read(kind: Kind, text: Option<&str>, value: &Value) -> Result<(Object, Vec<St
                 Some(text) => typed(serde_norway::Deserializer::from_str(text))?,
                 None => typed(value.clone())?,
             };
-            if kind != Kind::Namespace {
+            if kind.is_namespaced() {
                 object.metadata.namespace.get_or_insert_with(|| "default".to_owned());
             }
             (Object::$variant(object.into()), unknown)
@@ -227,12 +229,14 @@ fn read(kind: Kind, text: Option<&str>, value: &Value) -> Result<(Object, Vec<St
     }
     Ok(match kind {
         Kind::Namespace => object!(Namespace, Namespace),
+        Kind::Node => object!(Node, Node),
         Kind::Pod => object!(Pod, Pod),
         Kind::Service => object!(Service, Service),
         Kind::EndpointSlice => object!(EndpointSlice, EndpointSlice),
         Kind::HttpRoute => object!(HttpRoute, HttpRoute),
         Kind::GrpcRoute => object!(GrpcRoute, GrpcRoute),
         Kind::TcpRoute => object!(TcpRoute, TcpRoute),
+        Kind::ReferenceGrant => object!(ReferenceGrant, ReferenceGrant),
         Kind::TrafficPolicy => object!(TrafficPolicy, TrafficPolicy),
         Kind::AccessPolicy => object!(AccessPolicy, AccessPolicy),
         Kind::MeshPolicy => object!(MeshPolicy, MeshPolicy),
@@ -360,7 +364,7 @@ mod tests {
             )
         };
         for (text, expected) in [
-            ("kind: Potato\napiVersion: v1\nmetadata: {name: x}\n".to_owned(), "1: kind: \"Potato\" is not a kind that the mesh reads: Namespace, Pod,"),
+            ("kind: Potato\napiVersion: v1\nmetadata: {name: x}\n".to_owned(), "1: kind: \"Potato\" is not a kind that the mesh reads: Namespace, Node, Pod,"),
             ("kind: HTTPRoute\napiVersion: v1\nmetadata: {name: x}\n".to_owned(), "2: apiVersion: \"v1\" has no HTTPRoute, it is in gateway.networking.k8s.io/v1"),
             ("kind: Pod\napiVersion: v1\n".to_owned(), "1: metadata.name: is missing"),
             (route("    - {name: a, port: 80, weight: -1}\n"), "10: spec.rules[0].backendRefs[0].weight: -1 is not within 0 to 1000000"),

@@ -4,6 +4,7 @@ mod catalog;
 pub mod directory;
 mod document;
 mod files;
+pub mod kubernetes;
 mod last_good;
 mod notices;
 
