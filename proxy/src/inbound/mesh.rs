@@ -124,9 +124,12 @@ impl Connection {
         let record = self.record(&parts);
         let form = refusal::Form::of(&parts.method, &parts.headers);
         let (body, pace) = Paced::new(body, &parts.headers, patience(&self.door.worker));
-        // None: the caller cancelled, and with the future goes the application's request.
-        let answering = pin!(self.answer(parts, body));
-        let answer = unless_reset(&mut respond, pin!(Pace::watch(pace, answering))).await;
+        let answer = {
+            // In a block of its own: the task keeps no room for it while the answer is passed on.
+            let answering = pin!(self.answer(parts, body));
+            unless_reset(&mut respond, pin!(Pace::watch(pace, answering))).await
+        };
+        // None: the caller cancelled, and with the future went the application's request.
         let Some(answer) = answer else { return };
         let Ok(answer) = answer else {
             return stalled(respond, record);

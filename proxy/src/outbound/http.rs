@@ -5,7 +5,7 @@
 
 use std::{cell::Cell, convert::Infallible, pin::pin, rc::Rc, sync::Arc};
 
-use http::{Method, Request, Response, Version, uri::Authority};
+use http::{Method, Request, Response, Version};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -56,7 +56,7 @@ struct Connection {
     target: Target,
     last_host: edge::LastHost,
     /// The destination of the request before, and as what it was asked for: clients mostly stay with one.
-    last: Cell<Option<(Authority, Arc<Slot>)>>,
+    last: Cell<Option<(Box<str>, Arc<Slot>)>>,
     /// A request's body stalled: the client is to take its requests to another connection.
     stalled: Notify,
 }
@@ -225,7 +225,7 @@ async fn by_authority(connection: &Connection, uri: &http::Uri) -> Result<Option
     let authority = uri.authority().ok_or_else(|| no_destination(uri))?;
     // Taken out and put back, so that nothing is borrowed while others wait.
     if let Some((asked, slot)) = connection.last.take()
-        && asked.as_str() == authority.as_str()
+        && *asked == *authority.as_str()
     {
         connection.last.set(Some((asked, Arc::clone(&slot))));
         return Ok(Some(slot));
@@ -235,7 +235,8 @@ async fn by_authority(connection: &Connection, uri: &http::Uri) -> Result<Option
         return Ok(None);
     }
     let slot = lookup(&connection.worker, &name.key).await?;
-    connection.last.set(Some((authority.clone(), Arc::clone(&slot))));
+    // A copy: the authority may be a part of hyper's buffer, and would hold on to all of it.
+    connection.last.set(Some((authority.as_str().into(), Arc::clone(&slot))));
     Ok(Some(slot))
 }
 

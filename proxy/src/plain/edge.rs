@@ -78,16 +78,18 @@ impl Malformed {
 
 /// The last Host of a connection, as it was written and as it was read: clients mostly stay with one.
 #[derive(Default)]
-pub struct LastHost(Cell<Option<(HeaderValue, Authority)>>);
+pub struct LastHost(Cell<Option<(Box<[u8]>, Authority)>>);
 
 impl LastHost {
     /// Reads a Host header's value: host, and port if any.
-    fn read(&self, value: HeaderValue) -> Result<Authority, Malformed> {
-        let read = match self.0.take() {
-            Some((written, read)) if written == value => read,
-            _ => authority(&value)?,
+    fn read(&self, value: &HeaderValue) -> Result<Authority, Malformed> {
+        let last = match self.0.take() {
+            Some(last) if *last.0 == *value.as_bytes() => last,
+            // Copies: the header itself is a part of hyper's buffer, and would hold on to all of it.
+            _ => (value.as_bytes().into(), authority(value)?),
         };
-        self.0.set(Some((value, read.clone())));
+        let read = last.1.clone();
+        self.0.set(Some(last));
         Ok(read)
     }
 }
@@ -285,7 +287,7 @@ fn one_authority(parts: &mut request::Parts, last: &LastHost) -> Result<(), Malf
     let host = match host {
         Some(value) => {
             parts.headers.remove(header::HOST);
-            if value.is_empty() { None } else { Some(last.read(value)?) }
+            if value.is_empty() { None } else { Some(last.read(&value)?) }
         }
         None => None,
     };
