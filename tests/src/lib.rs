@@ -12,6 +12,7 @@
 //! | `HEDDLE_SOAK_SECONDS`, `HEDDLE_SOAK_RATE` | length and requests a second of the soak; 15 and 2000 |
 
 pub mod app;
+pub mod bench;
 pub mod binaries;
 pub mod block;
 pub mod client;
