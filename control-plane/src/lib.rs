@@ -10,6 +10,7 @@ pub mod cli;
 pub mod compile;
 pub mod diagnostics;
 pub mod discovery;
+mod few;
 pub mod hub;
 pub mod identity;
 pub mod metrics;

@@ -113,8 +113,9 @@ impl Mesh {
                 };
                 let pods =
                     self.addresses.get(&endpoint.address).into_iter().flat_map(|holders| &holders.pods);
-                let pod =
-                    pods.filter_map(|name| Some((name, self.pods.get(name)?))).find(|(_, pod)| !pod.finished);
+                let pod = pods
+                    .filter_map(|name| Some((&**name, self.pods.get(name)?)))
+                    .find(|(_, pod)| !pod.finished);
                 let abroad = pod.filter(|(pod, _)| pod.namespace != name.namespace);
                 let theirs = abroad.map(|(pod, _)| self.defaults(&pod.namespace));
                 let defaults = theirs.as_ref().unwrap_or(defaults);
@@ -157,7 +158,7 @@ impl Mesh {
         let slices = self.slices_of.get(service).into_iter().flatten();
         let slices = slices.filter_map(|slice| self.slices.get(slice));
         let holders = slices.flat_map(SliceEntry::addresses).filter_map(|ip| self.addresses.get(&ip));
-        holders.flat_map(|holders| &holders.pods)
+        holders.flat_map(|holders| &holders.pods).map(|pod| &**pod)
     }
 
     /// `defaults`: of the pod's namespace, or of the Service's where no pod is known.

@@ -3,11 +3,16 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use super::document::{Parsed, Subject};
+use super::{
+    document::{Document, Parsed, Subject},
+    kept::Kept,
+};
 use crate::{
     diagnostics::{Diagnostic, FieldError, Place, Severity},
+    few::Few,
     object::{Change, Kind, Object, ObjectRef},
 };
 
@@ -15,7 +20,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) enum Found {
     /// A file with these documents.
-    Documents(Vec<Parsed>),
+    Documents(Vec<Document>),
     /// A file that cannot be read, and why. What it held stays.
     Unreadable(String),
     /// Nothing any more.
@@ -25,48 +30,95 @@ pub(super) enum Found {
 /// All files' objects.
 #[derive(Debug, Default)]
 pub(super) struct Catalog {
-    files: BTreeMap<PathBuf, File>,
-    /// In which files an object is; the first by name is the one that holds.
-    owners: BTreeMap<ObjectRef, BTreeSet<PathBuf>>,
-    /// What was sent on.
-    current: HashMap<ObjectRef, (Object, Place)>,
+    files: BTreeMap<Arc<Path>, File>,
+    objects: HashMap<Arc<ObjectRef>, Entry>,
     /// Objects that are in more than one file.
-    doubled: BTreeSet<ObjectRef>,
+    doubled: BTreeSet<Arc<ObjectRef>>,
+    /// Files with problems.
+    troubled: BTreeSet<Arc<Path>>,
+    /// Broken documents whose object the file did not have: it may have moved here from another file of the transaction.
+    strays: Vec<Stray>,
+}
+
+/// An object.
+#[derive(Debug, Default)]
+struct Entry {
+    /// In which files it is; the first by name is the one that holds.
+    owners: Few<Arc<Path>>,
+    /// What was sent on.
+    current: Option<(Kept, Place)>,
 }
 
 #[derive(Debug, Default)]
 struct File {
-    objects: BTreeMap<ObjectRef, (Object, u32)>,
+    objects: BTreeMap<Arc<ObjectRef>, Slot>,
     problems: Vec<Diagnostic>,
 }
 
+/// An object of a file.
+#[derive(Clone, Debug)]
+struct Slot {
+    object: Kept,
+    line: u32,
+    /// Of the document that it was read from, where that holds nothing else.
+    digest: Option<u64>,
+}
+
 impl Catalog {
-    /// Takes what changed in one transaction.
-    pub(super) fn apply(&mut self, found: Vec<(PathBuf, Found)>) -> Vec<Change> {
+    /// Takes what changed in one transaction, or the last part of one.
+    pub(super) fn apply(&mut self, found: impl IntoIterator<Item = (PathBuf, Found)>) -> Vec<Change> {
+        let mut touched = self.take_in(found);
+        for stray in std::mem::take(&mut self.strays) {
+            self.adopt(&stray, &mut touched);
+        }
+        self.settle_all(touched)
+    }
+
+    /// Takes a part of a transaction that [`Catalog::apply`] will end. Nobody may look at its changes before that.
+    pub(super) fn apply_part(&mut self, found: impl IntoIterator<Item = (PathBuf, Found)>) -> Vec<Change> {
+        let touched = self.take_in(found);
+        self.settle_all(touched)
+    }
+
+    fn take_in(&mut self, found: impl IntoIterator<Item = (PathBuf, Found)>) -> BTreeSet<Arc<ObjectRef>> {
         let mut touched = BTreeSet::new();
-        // Broken documents whose object the file did not have: it may just have moved here from another file.
-        let mut strays = Vec::new();
         for (path, found) in found {
-            let old = self.files.remove(&path).unwrap_or_default();
+            let (path, old) = match self.files.remove_entry(&*path) {
+                Some((path, file)) => (path, file),
+                None => (path.into(), File::default()),
+            };
+            self.troubled.remove(&path);
             touched.extend(old.objects.keys().cloned());
             for reference in old.objects.keys() {
-                self.disown(reference, &path);
+                if let Some(entry) = self.objects.get_mut(reference) {
+                    entry.owners.remove(&path);
+                }
             }
             let new = match found {
                 Found::Gone => continue,
                 Found::Unreadable(message) => unreadable(&path, old, &message),
-                Found::Documents(documents) => read(&path, old, documents, &mut strays),
+                Found::Documents(documents) => read(&path, old, documents, &mut self.strays),
             };
             for reference in new.objects.keys() {
-                self.owners.entry(reference.clone()).or_default().insert(path.clone());
+                self.own(reference, &path);
+                if !touched.contains(reference) {
+                    touched.insert(Arc::clone(reference));
+                }
             }
-            touched.extend(new.objects.keys().cloned());
+            if !new.problems.is_empty() {
+                self.troubled.insert(Arc::clone(&path));
+            }
             self.files.insert(path, new);
         }
-        for stray in strays {
-            self.adopt(&stray, &mut touched);
+        touched
+    }
+
+    fn settle_all(&mut self, touched: BTreeSet<Arc<ObjectRef>>) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for reference in touched {
+            self.settle(&reference, &mut changes);
         }
-        touched.into_iter().flat_map(|reference| self.settle(&reference)).collect()
+        changes
     }
 
     /// Whether something was read from the path.
@@ -74,21 +126,23 @@ impl Catalog {
         self.files.get(path).is_some_and(|file| !file.objects.is_empty())
     }
 
+    /// The objects that were read from the file's documents, by the documents' digests.
+    pub(super) fn documents(&self, path: &Path) -> HashMap<u64, Arc<ObjectRef>> {
+        let objects = self.files.get(path).into_iter().flat_map(|file| &file.objects);
+        objects.filter_map(|(reference, slot)| Some((slot.digest?, Arc::clone(reference)))).collect()
+    }
+
     /// Everything that is wrong, in the order of files and lines.
     pub(super) fn problems(&self) -> Vec<Diagnostic> {
-        let mut problems: Vec<_> =
-            self.files.values().flat_map(|file| file.problems.iter().cloned()).collect();
+        let troubled = self.troubled.iter().filter_map(|path| self.files.get(path));
+        let mut problems: Vec<_> = troubled.flat_map(|file| file.problems.iter().cloned()).collect();
         for reference in &self.doubled {
-            let mut files = self.owners.get(reference).into_iter().flatten();
+            let mut files = self.objects.get(reference).into_iter().flat_map(|entry| &entry.owners);
             let Some(first) = files.next() else { continue };
             for other in files {
-                let line = self
-                    .files
-                    .get(other)
-                    .and_then(|file| file.objects.get(reference))
-                    .map_or(1, |(_, line)| *line);
+                let slot = self.files.get(other).and_then(|file| file.objects.get(reference));
                 let message = format!("is in {} too, which comes first by name and holds", first.display());
-                let place = Place { file: other.clone(), line };
+                let place = Place { file: Arc::clone(other), line: slot.map_or(1, |slot| slot.line) };
                 problems.push(FieldError::error("", message).of(reference, Some(&place)));
             }
         }
@@ -96,64 +150,75 @@ impl Catalog {
         problems
     }
 
-    fn disown(&mut self, reference: &ObjectRef, path: &Path) {
-        if let Some(paths) = self.owners.get_mut(reference) {
-            paths.remove(path);
-            if paths.is_empty() {
-                self.owners.remove(reference);
-            }
+    fn own(&mut self, reference: &Arc<ObjectRef>, path: &Arc<Path>) {
+        if let Some(entry) = self.objects.get_mut(reference) {
+            entry.owners.insert(Arc::clone(path));
+        } else {
+            let mut entry = Entry::default();
+            entry.owners.insert(Arc::clone(path));
+            self.objects.insert(Arc::clone(reference), entry);
         }
     }
 
     /// Keeps the last good state of an object whose document is broken in its new file, unless a file has it whole.
-    fn adopt(&mut self, stray: &Stray, touched: &mut BTreeSet<ObjectRef>) {
-        if self.owners.contains_key(&stray.object) {
+    fn adopt(&mut self, stray: &Stray, touched: &mut BTreeSet<Arc<ObjectRef>>) {
+        let known = self.objects.get_key_value(&stray.object);
+        if known.is_some_and(|(_, entry)| !entry.owners.is_empty()) {
             return;
         }
-        let last = self.current.get(&stray.object).map(|(object, _)| object.clone());
-        let Some(object) = last.or_else(|| stray.closed.clone()) else { return };
+        let last = known.and_then(|(_, entry)| entry.current.as_ref()).map(|(object, _)| object.clone());
+        let Some(object) = last.or_else(|| stray.closed.clone().map(Kept::Whole)) else { return };
+        let reference =
+            known.map_or_else(|| Arc::new(stray.object.clone()), |(reference, _)| Arc::clone(reference));
         if let Some(file) = self.files.get_mut(&stray.path) {
-            file.objects.insert(stray.object.clone(), (object, stray.line));
-            self.owners.entry(stray.object.clone()).or_default().insert(stray.path.clone());
-            touched.insert(stray.object.clone());
+            let slot = Slot { object, line: stray.line, digest: None };
+            file.objects.insert(Arc::clone(&reference), slot);
+            self.own(&reference, &stray.path);
+            touched.insert(reference);
         }
     }
 
-    /// What is to be sent on of an object, after its files changed.
-    fn settle(&mut self, reference: &ObjectRef) -> Vec<Change> {
-        let owners = self.owners.get(reference);
-        if owners.is_some_and(|paths| paths.len() > 1) {
-            self.doubled.insert(reference.clone());
+    /// Adds what is to be sent on of an object, after its files changed.
+    fn settle(&mut self, reference: &Arc<ObjectRef>, changes: &mut Vec<Change>) {
+        let Some(entry) = self.objects.get_mut(reference) else { return };
+        if entry.owners.len() > 1 {
+            self.doubled.insert(Arc::clone(reference));
         } else {
             self.doubled.remove(reference);
         }
-        let first = owners.and_then(|paths| paths.first());
-        let held = first.and_then(|path| Some((path, self.files.get(path)?.objects.get(reference)?)));
-        let Some((path, (object, line))) = held else {
-            return self
-                .current
-                .remove(reference)
-                .map(|_| Change::Remove(reference.clone()))
-                .into_iter()
-                .collect();
+        let first = entry.owners.iter().next();
+        let held = first.and_then(|path| Some((path, self.files.get_mut(path)?.objects.get_mut(reference)?)));
+        let Some((path, slot)) = held else {
+            if self.objects.remove(reference).is_some_and(|entry| entry.current.is_some()) {
+                changes.push(Change::Remove(ObjectRef::clone(reference)));
+            }
+            return;
         };
-        let place = Place { file: path.clone(), line: *line };
-        let old = self.current.insert(reference.clone(), (object.clone(), place.clone()));
-        let (same_object, same_place) = old.map_or((false, false), |(o, p)| (o == *object, p == place));
-        let mut changes = Vec::new();
+        let place = Place { file: Arc::clone(path), line: slot.line };
+        let whole = if let Kept::Whole(object) = &slot.object { Some(object.clone()) } else { None };
+        if let Some(object) = &whole {
+            slot.object = Kept::pack(object);
+        }
+        let (same_object, same_place) = match &entry.current {
+            Some((object, old_place)) => (*object == slot.object, *old_place == place),
+            None => (false, false),
+        };
         if !same_place {
-            changes.push(Change::Place(reference.clone(), place));
+            changes.push(Change::Place(ObjectRef::clone(reference), place.clone()));
         }
         if !same_object {
-            changes.push(Change::Upsert(object.clone()));
+            changes.extend(whole.or_else(|| slot.object.object()).map(Change::Upsert));
         }
-        changes
+        if !same_object || !same_place {
+            entry.current = Some((slot.object.clone(), place));
+        }
     }
 }
 
 /// A broken document whose object its file did not hold before.
+#[derive(Debug)]
 struct Stray {
-    path: PathBuf,
+    path: Arc<Path>,
     line: u32,
     object: ObjectRef,
     closed: Option<Object>,
@@ -172,22 +237,34 @@ fn unreadable(path: &Path, old: File, message: &str) -> File {
     File { objects: old.objects, problems: vec![problem] }
 }
 
-fn read(path: &Path, mut old: File, documents: Vec<Parsed>, strays: &mut Vec<Stray>) -> File {
+fn read(path: &Arc<Path>, mut old: File, documents: Vec<Document>, strays: &mut Vec<Stray>) -> File {
     let mut new = File::default();
     let mut broken = Vec::new();
-    for Parsed { line, outcome } in documents {
-        match outcome {
-            Ok(object) => {
-                let reference = object.reference();
-                if let Some((_, first)) = new.objects.get(&reference) {
-                    let place = Place { file: path.to_owned(), line };
-                    let message = format!("is on line {first} too, which comes first and holds");
-                    new.problems.push(FieldError::error("", message).of(&reference, Some(&place)));
-                } else {
-                    new.objects.insert(reference, (object, line));
-                }
+    for document in documents {
+        let (reference, slot) = match document {
+            Document::Same { line, object } => {
+                let slot = old.objects.get(&object).or_else(|| new.objects.get(&object));
+                let slot = slot.map(|slot| Slot { line, ..slot.clone() });
+                (object, slot)
             }
-            Err(problem) => broken.push((line, problem)),
+            Document::Read(Parsed { line, digest, outcome }) => match outcome {
+                Ok(object) => {
+                    let slot = Slot { line, digest, object: Kept::Whole(object.clone()) };
+                    (Arc::new(object.reference()), Some(slot))
+                }
+                Err(problem) => {
+                    broken.push((line, problem));
+                    continue;
+                }
+            },
+        };
+        let Some(slot) = slot else { continue };
+        if let Some(first) = new.objects.get(&reference) {
+            let place = Place { file: Arc::clone(path), line: slot.line };
+            let message = format!("is on line {} too, which comes first and holds", first.line);
+            new.problems.push(FieldError::error("", message).of(&reference, Some(&place)));
+        } else {
+            new.objects.insert(reference, slot);
         }
     }
     // Only what no good document of the file says anew can be the last good state of a broken one.
@@ -214,7 +291,7 @@ fn read(path: &Path, mut old: File, documents: Vec<Parsed>, strays: &mut Vec<Str
             (_, true, None) => "; it is not used",
         };
         for (reference, held) in kept {
-            new.objects.entry(reference.clone()).or_insert_with(|| held.clone());
+            new.objects.entry(Arc::clone(reference)).or_insert_with(|| held.clone());
         }
         let object = match &problem.subject {
             Subject::Known(known) => Some(known.clone()),
@@ -222,12 +299,12 @@ fn read(path: &Path, mut old: File, documents: Vec<Parsed>, strays: &mut Vec<Str
             Subject::Named(_) => None,
         };
         if let Some(object) = object.clone().filter(|object| !new.objects.contains_key(object)) {
-            strays.push(Stray { path: path.to_owned(), line, object, closed: problem.closed });
+            strays.push(Stray { path: Arc::clone(path), line, object, closed: problem.closed });
         }
         for (line, error) in problem.errors {
             new.problems.push(Diagnostic {
                 severity: error.severity,
-                file: Some(path.to_owned()),
+                file: Some(path.to_path_buf()),
                 line: Some(line),
                 object: object.clone(),
                 field: (!error.field.is_empty()).then_some(error.field),
@@ -262,10 +339,13 @@ mod tests {
             let found = files
                 .iter()
                 .map(|(path, text)| {
-                    let found = text.map_or(Found::Gone, |text| Found::Documents(parse(text)));
+                    // As the directory source does it: what is known of the file is not read again.
+                    let known = self.0.documents(Path::new(path));
+                    let documents = |text| parse(text, |digest| known.get(&digest).cloned());
+                    let found = text.map_or(Found::Gone, |text| Found::Documents(documents(text)));
                     (PathBuf::from(path), found)
                 })
-                .collect();
+                .collect::<Vec<_>>();
             let changes = self.0.apply(found).into_iter().filter_map(|change| match change {
                 Change::Upsert(object) => Some(format!("+{}", object.reference().name)),
                 Change::Remove(reference) => Some(format!("-{}", reference.name)),
@@ -353,6 +433,24 @@ mod tests {
             [""; 0],
             "not even when it breaks"
         );
+    }
+
+    #[test]
+    fn a_broken_document_of_one_part_gives_way_to_a_good_one_of_a_later_part() {
+        let policy = |action: &str| {
+            format!(
+                "kind: AccessPolicy\napiVersion: heddle.dev/v1alpha1\nmetadata: {{name: p, namespace: shop}}\nspec: {{targetRefs: [{{kind: Service, name: reviews}}], action: {action}}}\n"
+            )
+        };
+        let found = |path: &str, text: &str| [(PathBuf::from(path), Found::Documents(parse(text, |_| None)))];
+        let mut catalog = Catalog::default();
+        assert_eq!(catalog.apply_part(found("1.yaml", &policy("Alow"))), []);
+        let changes = catalog.apply(found("2.yaml", &policy("Allow")));
+        let used = changes.iter().find_map(|change| match change {
+            Change::Upsert(Object::AccessPolicy(policy)) => Some(policy.spec.action),
+            _ => None,
+        });
+        assert_eq!(used, Some(heddle_api::resources::AccessAction::Allow));
     }
 
     #[test]

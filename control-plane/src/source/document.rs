@@ -3,6 +3,11 @@
 mod closed;
 mod guess;
 
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
+};
+
 use gateway_api::experimental::{grpcroutes::GrpcRoute, httproutes::HttpRoute, tcproutes::TcpRoute};
 use heddle_api::resources::{AccessPolicy, MeshPolicy, TrafficPolicy};
 use k8s_openapi::api::{
@@ -17,11 +22,27 @@ use crate::{
     object::{Kind, Name, Object, ObjectRef, check::check},
 };
 
+/// What a document of a file holds.
+#[derive(Debug)]
+pub(super) enum Document {
+    /// This object, as before: no byte of the document is another.
+    Same {
+        /// The line on which it begins now, from 1.
+        line: u32,
+        /// Which object.
+        object: Arc<ObjectRef>,
+    },
+    /// Something that was read.
+    Read(Parsed),
+}
+
 /// What became of one object of a file.
 #[derive(Debug)]
 pub(super) struct Parsed {
     /// The line on which its document begins, from 1.
     pub line: u32,
+    /// Of the document, where it holds this object alone.
+    pub digest: Option<u64>,
     /// Itself, or what is wrong.
     pub outcome: Result<Object, Broken>,
 }
@@ -48,9 +69,40 @@ pub(super) enum Subject {
     Any(Option<ObjectRef>),
 }
 
-/// Reads all objects of a file.
-pub(super) fn parse(text: &str) -> Vec<Parsed> {
-    split(text).into_iter().flat_map(|(line, document)| parse_document(line, document)).collect()
+/// Reads all objects of a file but for those of documents whose digest is `known`: a file of twenty pods of which one
+/// changed costs one.
+pub(super) fn parse(text: &str, known: impl Fn(u64) -> Option<Arc<ObjectRef>>) -> Vec<Document> {
+    let mut all = Vec::new();
+    for (line, document) in split(text) {
+        let digest = digest(document);
+        if let Some(object) = known(digest) {
+            all.push(Document::Same { line: line + lead(document), object });
+            continue;
+        }
+        let mut parsed = parse_document(line, document);
+        if let [Parsed { digest: place, outcome: Ok(_), .. }] = &mut parsed[..] {
+            *place = Some(digest);
+        }
+        all.extend(parsed.into_iter().map(Document::Read));
+    }
+    all
+}
+
+/// Reads all objects of a text.
+#[cfg(test)]
+pub(super) fn parse_all(text: &str) -> Vec<Parsed> {
+    let read = |document| match document {
+        Document::Read(parsed) => parsed,
+        Document::Same { .. } => unreachable!("nothing is known"),
+    };
+    parse(text, |_| None).into_iter().map(read).collect()
+}
+
+/// What tells one text from another.
+pub(super) fn digest(text: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Cuts at `---`, which at the start of a line means nothing else in YAML, not even inside a block scalar.
@@ -165,7 +217,7 @@ fn parse_object(line: u32, text: Option<&str>, value: &Value) -> Parsed {
                 errors.push((at(&error.field), error));
             }
             if errors.is_empty() {
-                return Parsed { line, outcome: Ok(object) };
+                return Parsed { line, digest: None, outcome: Ok(object) };
             }
         }
     }
@@ -174,7 +226,7 @@ fn parse_object(line: u32, text: Option<&str>, value: &Value) -> Parsed {
 }
 
 fn broken(line: u32, subject: Subject, errors: Vec<(u32, FieldError)>, closed: Option<Object>) -> Parsed {
-    Parsed { line, outcome: Err(Broken { subject, errors, closed }) }
+    Parsed { line, digest: None, outcome: Err(Broken { subject, errors, closed }) }
 }
 
 /// How many lines come before the first that says something.
@@ -215,9 +267,11 @@ fn read(kind: Kind, text: Option<&str>, value: &Value) -> Result<(Object, Vec<St
     }
     macro_rules! object {
         ($variant:ident, $type:ty) => {{
-            let (mut object, unknown): ($type, _) = match text {
-                Some(text) => typed(serde_norway::Deserializer::from_str(text))?,
-                None => typed(value.clone())?,
+            // The text is read a second time only where it is not plainly right: from it come the errors' lines, and
+            // it takes `1` for a text where one belongs.
+            let (mut object, unknown): ($type, _) = match (typed(value), text) {
+                (Err(_), Some(text)) => typed(serde_norway::Deserializer::from_str(text))?,
+                (read, _) => read?,
             };
             if kind != Kind::Namespace {
                 object.metadata.namespace.get_or_insert_with(|| "default".to_owned());
@@ -331,7 +385,7 @@ mod tests {
 
     fn messages(text: &str) -> Vec<String> {
         let broken = |parsed: Parsed| parsed.outcome.err();
-        let errors = parse(text).into_iter().filter_map(broken).flat_map(|broken| broken.errors);
+        let errors = parse_all(text).into_iter().filter_map(broken).flat_map(|broken| broken.errors);
         errors.map(|(line, e)| format!("{line}: {}: {}", e.field, e.message)).collect()
     }
 
@@ -343,9 +397,22 @@ mod tests {
     }
 
     #[test]
+    fn a_document_that_is_known_is_not_read_again_wherever_it_stands_now() {
+        let (first, second) = ("kind: [\n", "---\n\nkind: Pod\n");
+        let shop = Arc::new(ObjectRef { kind: Kind::Pod, namespace: "shop".into(), name: "a".into() });
+        let known = |d| (d == digest(second)).then(|| Arc::clone(&shop));
+        let documents = parse(&format!("{first}{second}"), known);
+        let [Document::Read(broken), Document::Same { line: 4, object }] = &documents[..] else {
+            panic!("{documents:#?}");
+        };
+        assert!(broken.outcome.is_err());
+        assert_eq!(*object, shop);
+    }
+
+    #[test]
     fn a_broken_document_does_not_spoil_its_neighbours() {
         let text = "kind: Namespace\napiVersion: v1\nmetadata: {name: shop}\n---\nkind: [\n---\n\nkind: Pod\napiVersion: v1\nmetadata: {name: web, namespace: shop}\n";
-        let parsed = parse(text);
+        let parsed = parse_all(text);
         assert_eq!(parsed.iter().map(|p| p.outcome.is_ok()).collect::<Vec<_>>(), [true, false, true]);
         assert_eq!(parsed[2].line, 8);
         let message = &messages(text)[0];
@@ -410,7 +477,7 @@ mod tests {
     #[test]
     fn the_items_of_a_list_are_objects_of_their_own() {
         let text = "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Namespace, metadata: {name: a}}\n- {apiVersion: v1, kind: Namespace, metadata: {name: b, nmae: c}}\n";
-        let parsed = parse(text);
+        let parsed = parse_all(text);
         assert!(parsed[0].outcome.is_ok());
         assert_eq!(messages(text), ["1: metadata.nmae: is not a field that is known here"]);
     }
@@ -418,7 +485,8 @@ mod tests {
     #[test]
     fn an_access_policy_that_cannot_be_read_denies_what_it_was_to_guard() {
         let text = "kind: AccessPolicy\napiVersion: heddle.dev/v1alpha1\nmetadata: {name: p, namespace: shop}\nspec: {targetRefs: [{kind: Service, name: reviews}], action: Alow}\n";
-        let Err(Broken { closed: Some(Object::AccessPolicy(policy)), .. }) = parse(text).remove(0).outcome
+        let Err(Broken { closed: Some(Object::AccessPolicy(policy)), .. }) =
+            parse_all(text).remove(0).outcome
         else {
             panic!("no closed policy");
         };
@@ -431,7 +499,7 @@ mod tests {
 
     /// What is used of the one document where there is no last good state.
     fn closed(text: &str) -> Option<Object> {
-        parse(text).remove(0).outcome.unwrap_err().closed
+        parse_all(text).remove(0).outcome.unwrap_err().closed
     }
 
     #[test]
