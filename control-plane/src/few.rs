@@ -1,7 +1,6 @@
 //! A sorted set of what nearly always has one member, held without an allocation of its own.
 //!
-//! A `BTreeSet` of one name takes a node for eleven. With a set for each pod and each address that was a third of the
-//! control plane's memory.
+//! A `BTreeSet` of one name takes a node for eleven, and there is a set for each pod and each address.
 
 use std::borrow::Borrow;
 

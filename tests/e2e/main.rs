@@ -3,6 +3,7 @@
 mod attacks;
 mod bad_http;
 mod bad_input;
+mod bench_control_plane;
 mod captured;
 mod complaints;
 mod control_plane_gone;

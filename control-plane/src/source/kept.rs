@@ -1,6 +1,6 @@
 //! An object as the catalog keeps it: whole, or, of the kinds that there are many of, written small.
 //!
-//! A Pod as a Rust value takes some five kilobytes, nearly all of it fields that say nothing; as JSON a few hundred
+//! A Pod as a Rust value takes several kilobytes, nearly all of it fields that say nothing; as JSON a few hundred
 //! bytes. It is made whole again only where a second file holds it too and the first is gone.
 
 use std::sync::Arc;
@@ -82,7 +82,7 @@ status: {podIP: 10.0.0.1, conditions: [{type: Ready, status: 'True'}]}
 apiVersion: v1
 kind: Service
 metadata: {name: a, namespace: shop}
-spec: {selector: {b: c}, ports: [{port: 80, targetPort: web}, {name: x, port: 81, targetPort: 8081}]}
+spec: {selector: {b: c}, ports: [{name: w, port: 80, targetPort: web}, {name: x, port: 81, targetPort: 8081}]}
 ---
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice

@@ -35,8 +35,6 @@ const FEW: usize = 10;
 const PAUSE: Duration = Duration::from_millis(40);
 /// Changes before those that count.
 const WARM_UP: usize = 5;
-/// Without work the control plane is quiet for this long before its memory is read.
-const SETTLE: Duration = Duration::from_secs(3);
 
 /// What is measured.
 #[derive(Clone, Debug)]
@@ -47,6 +45,9 @@ pub struct Plan {
     pub changes: usize,
     /// Services that each sidecar follows beside the measured ones.
     pub follows: usize,
+    /// The control plane has had nothing to do for this long when its memory is read, and its CPU time is watched for twice
+    /// as long while nothing happens.
+    pub settle: Duration,
 }
 
 /// One cluster.
@@ -77,6 +78,7 @@ impl Plan {
             ],
             changes: 200,
             follows: 10,
+            settle: Duration::from_secs(3),
         }
     }
 
@@ -84,7 +86,7 @@ impl Plan {
     #[must_use]
     pub fn smoke() -> Self {
         let size = |services| SizePlan { services, endpoints_each: 3, streams: vec![2, 12] };
-        Self { sizes: vec![size(4), size(16)], changes: 3, follows: 2 }
+        Self { sizes: vec![size(4), size(16)], changes: 3, follows: 2, settle: Duration::from_millis(100) }
     }
 }
 
@@ -105,7 +107,7 @@ async fn measure(plan: &Plan, size: &SizePlan, progress: &impl Fn(&str)) -> anyh
     let cluster = Cluster::write(size.services, size.endpoints_each, most)?;
     progress(&format!("{} services, {} endpoints: cold start", size.services, cluster.endpoints()));
     let mut server = Server::new()?;
-    let cold_start = server.start(cluster.manifests()).await?;
+    let cold_start = server.start(cluster.manifests(), plan.settle).await?;
 
     let board = Arc::new(Board::default());
     let mut fleet = Fleet::new(server.address(), Arc::clone(&board), size.services, plan.follows);
@@ -123,19 +125,19 @@ async fn measure(plan: &Plan, size: &SizePlan, progress: &impl Fn(&str)) -> anyh
         let connect_cpu = server.cpu()? - before;
         let all = changes(plan, &cluster, &server, &board, &fleet, cluster::POPULAR).await?;
         let few = changes(plan, &cluster, &server, &board, &fleet, cluster::OBSCURE).await?;
-        tokio::time::sleep(SETTLE).await;
+        tokio::time::sleep(plan.settle).await;
         levels.push(Level {
             streams,
             memory: server.memory()?,
             connect_cpu_ms: connect_cpu.as_secs_f64() * 1e3 / new.max(1) as f64,
             all,
             few,
-            idle_cpu_percent: server.idle_cpu().await?,
+            idle_cpu_percent: server.idle_cpu(2 * plan.settle).await?,
         });
     }
 
     progress(&format!("{} services: all {most} sidecars reconnect", size.services));
-    let reconnect = reconnect(&cluster, &mut server, &mut fleet).await?;
+    let reconnect = reconnect(plan, &cluster, &mut server, &mut fleet).await?;
     let peak_memory = server.peak_memory()?;
     Ok(Size {
         services: size.services,
@@ -180,7 +182,12 @@ async fn changes(
 }
 
 /// Kills the control plane, starts it again, and lets all sidecars come back without anything in their hands.
-async fn reconnect(cluster: &Cluster, server: &mut Server, fleet: &mut Fleet) -> anyhow::Result<Reconnect> {
+async fn reconnect(
+    plan: &Plan,
+    cluster: &Cluster,
+    server: &mut Server,
+    fleet: &mut Fleet,
+) -> anyhow::Result<Reconnect> {
     server.kill();
     fleet.disconnect().await;
     let begin = Instant::now();
@@ -189,7 +196,7 @@ async fn reconnect(cluster: &Cluster, server: &mut Server, fleet: &mut Fleet) ->
     fleet.connect(FEW).await?;
     let wall = begin.elapsed();
     let cpu = server.cpu()?;
-    tokio::time::sleep(SETTLE).await;
+    tokio::time::sleep(plan.settle).await;
     Ok(Reconnect {
         streams: fleet.len(),
         seconds: wall.as_secs_f64(),

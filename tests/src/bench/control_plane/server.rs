@@ -16,8 +16,6 @@ use crate::{binaries, block::Block, client::Client, process::Process, world::cle
 
 /// The largest cluster is read within this on any machine.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// How long the idle control plane's CPU time is watched.
-const IDLE: Duration = Duration::from_secs(6);
 /// How often it is asked whether it is ready.
 const ASK: Duration = Duration::from_millis(10);
 
@@ -57,14 +55,14 @@ impl Server {
         Ok(())
     }
 
-    /// Starts the program and waits until it has read and compiled all objects.
-    pub(super) async fn start(&mut self, manifests: PathBuf) -> anyhow::Result<ColdStart> {
+    /// Starts the program, waits until it has read and compiled all objects, and then until it has settled.
+    pub(super) async fn start(&mut self, manifests: PathBuf, settle: Duration) -> anyhow::Result<ColdStart> {
         let begin = Instant::now();
         self.spawn(manifests)?;
         self.until_ready(begin + PATIENCE).await?;
         let seconds = begin.elapsed().as_secs_f64();
         let cpu_seconds = self.cpu()?.as_secs_f64();
-        tokio::time::sleep(super::SETTLE).await;
+        tokio::time::sleep(settle).await;
         Ok(ColdStart { seconds, cpu_seconds, memory: self.memory()?, peak_memory: self.peak_memory()? })
     }
 
@@ -124,9 +122,9 @@ impl Server {
     }
 
     /// What it uses of one core while nothing happens, in percent.
-    pub(super) async fn idle_cpu(&self) -> anyhow::Result<f64> {
+    pub(super) async fn idle_cpu(&self, watched: Duration) -> anyhow::Result<f64> {
         let (before, begin) = (self.cpu()?, Instant::now());
-        tokio::time::sleep(IDLE).await;
+        tokio::time::sleep(watched).await;
         Ok((self.cpu()? - before).as_secs_f64() / begin.elapsed().as_secs_f64() * 100.0)
     }
 }
