@@ -5,6 +5,7 @@
 
 pub mod carrier;
 pub mod identity;
+pub mod probe;
 #[cfg(feature = "resources")]
 pub mod resources;
 
@@ -18,6 +19,8 @@ pub mod v1 {
 pub const GROUP: &str = "heddle.dev";
 /// Annotation of a Pod that has a sidecar; the value is `"true"`.
 pub const SIDECAR_ANNOTATION: &str = "heddle.dev/sidecar";
+/// The user that sidecars run as, and whose traffic is therefore not captured (contract).
+pub const PROXY_UID: u32 = 2102;
 /// The namespace whose MeshPolicy is the mesh's default.
 pub const SYSTEM_NAMESPACE: &str = "heddle-system";
 
@@ -33,6 +36,9 @@ pub mod ports {
     pub const ADMIN: u16 = 15000;
     /// `/ready`, `/metrics`, `/probe/…` for kubelet and Prometheus.
     pub const METRICS: u16 = 15020;
+    /// Nobody listens there: where a sidecar's rules are in place, its own connection to this port of loopback comes
+    /// out at [`METRICS`], and that is how it knows.
+    pub const REDIRECT_CHECK: u16 = 15009;
     /// The control plane: `Join` and discovery.
     pub const DISCOVERY: u16 = 15010;
     /// All ports on which a sidecar listens; nothing dials them for an application.

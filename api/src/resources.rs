@@ -6,6 +6,7 @@
 
 mod access_policy;
 mod mesh_policy;
+mod status;
 mod traffic_policy;
 mod value;
 
@@ -13,6 +14,7 @@ pub use access_policy::{
     AccessAction, AccessOperation, AccessPolicy, AccessPolicySpec, AccessRule, AccessSource,
 };
 pub use mesh_policy::{AccessLogMode, Logs, MeshPolicy, MeshPolicySpec, MtlsMode, PortMtls};
+pub use status::{AncestorRef, PolicyAncestor, PolicyStatus};
 pub use traffic_policy::{
     Algorithm, Backoff, Budget, LoadBalancing, OutlierEjection, Retries, RetryCondition, Timeouts,
     TrafficPolicy, TrafficPolicySpec,
@@ -25,13 +27,19 @@ use serde::{Deserialize, Serialize};
 /// What a policy is attached to, in the policy's own namespace (GEP-713).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "self.group == ''",
+    "message": "a Service or Namespace is in the group \"\"; leave group out"
+}]))]
 pub struct TargetRef {
     /// The API group: "" (core) for a Service or Namespace.
     #[serde(default)]
+    #[schemars(length(max = 253))]
     pub group: String,
     /// The kind: Service, or Namespace where the policy allows it.
     pub kind: TargetKind,
     /// The object's name.
+    #[schemars(length(min = 1, max = 253))]
     pub name: String,
 }
 

@@ -20,6 +20,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     ca::{self, files},
+    cluster::Cluster,
     run,
     token::{self, TokenAuthority},
 };
@@ -44,12 +45,13 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct RunArgs {
-    /// Directory of manifests (*.yaml); its changes are followed.
-    #[arg(long, env = "HEDDLE_MANIFESTS", value_name = "DIR")]
-    manifests: PathBuf,
-    /// Where the certificate authority and the token key live. DIR/ca.pem is what sidecars trust.
-    #[arg(long, env = "HEDDLE_STATE_DIR", value_name = "DIR")]
-    state_dir: PathBuf,
+    /// Directory of manifests (*.yaml); its changes are followed. Without it the cluster's objects are: the one that
+    /// this process runs in, or that KUBECONFIG names.
+    #[arg(long, env = "HEDDLE_MANIFESTS", value_name = "DIR", requires = "state_dir")]
+    manifests: Option<PathBuf>,
+    /// Where the certificate authority and the token key live, with --manifests. DIR/ca.pem is what sidecars trust.
+    #[arg(long, env = "HEDDLE_STATE_DIR", value_name = "DIR", requires = "manifests")]
+    state_dir: Option<PathBuf>,
     /// Where sidecars connect.
     #[arg(long, env = "HEDDLE_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:15010")]
     listen: SocketAddr,
@@ -113,7 +115,7 @@ impl RunArgs {
             .with_writer(std::io::stderr)
             .init();
         let options = run::Options {
-            state_dir: self.state_dir,
+            state_dir: self.state_dir.unwrap_or_default(),
             listen: self.listen,
             admin_listen: self.admin_listen,
             certificate_lifetime: self.certificate_lifetime,
@@ -122,7 +124,10 @@ impl RunArgs {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting threads")?;
         runtime.block_on(async {
-            let running = run::start(options, self.manifests).await?;
+            let running = match self.manifests {
+                Some(manifests) => run::start(options, manifests).await?,
+                None => run::start_in_cluster(options, Cluster::infer().await?).await?,
+            };
             running.until_signalled().await
         })
     }
@@ -222,6 +227,22 @@ mod tests {
             })
             .collect();
         assert_eq!(kinds, ["TrafficPolicy", "AccessPolicy", "MeshPolicy"]);
+    }
+
+    #[test]
+    fn the_definitions_in_the_chart_are_those_that_are_printed() {
+        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/heddle/crds");
+        let path = std::path::Path::new(dir).join("heddle.dev.yaml");
+        let printed = format!("{}\n", crds().unwrap().trim_end());
+        if std::env::var_os("HEDDLE_REWRITE").is_some() {
+            std::fs::write(&path, &printed).unwrap();
+        }
+        let checked_in = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(
+            checked_in == printed,
+            "{} is out of date: HEDDLE_REWRITE=1 cargo nextest run -p heddle-control-plane the_definitions_in_the_chart",
+            path.display()
+        );
     }
 
     #[test]

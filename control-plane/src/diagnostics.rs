@@ -20,6 +20,58 @@ pub enum Severity {
     Warning,
 }
 
+/// What kind of problem it is, in the words of the Gateway API (RouteConditionReason, PolicyConditionReason), which
+/// status conditions and Events carry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub enum Reason {
+    /// The object says something that cannot be used.
+    #[default]
+    Invalid,
+    /// A route's parent does not exist or has no such port.
+    NoMatchingParent,
+    /// A route is attached to a port that speaks something else.
+    UnsupportedValue,
+    /// What a policy is attached to does not exist.
+    TargetNotFound,
+    /// Another object has the place.
+    Conflicted,
+    /// A backend that does not exist, or not with this port.
+    BackendNotFound,
+    /// A backend in another namespace that no ReferenceGrant opens.
+    RefNotPermitted,
+    /// A backend that is no Service.
+    InvalidKind,
+    /// A backend that cannot be reached through the mesh.
+    UnsupportedProtocol,
+}
+
+impl Reason {
+    /// The word itself.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Invalid => "Invalid",
+            Self::NoMatchingParent => "NoMatchingParent",
+            Self::UnsupportedValue => "UnsupportedValue",
+            Self::TargetNotFound => "TargetNotFound",
+            Self::Conflicted => "Conflicted",
+            Self::BackendNotFound => "BackendNotFound",
+            Self::RefNotPermitted => "RefNotPermitted",
+            Self::InvalidKind => "InvalidKind",
+            Self::UnsupportedProtocol => "UnsupportedProtocol",
+        }
+    }
+
+    /// Whether it is of a route's references rather than of the route.
+    #[must_use]
+    pub const fn is_of_references(self) -> bool {
+        matches!(
+            self,
+            Self::BackendNotFound | Self::RefNotPermitted | Self::InvalidKind | Self::UnsupportedProtocol
+        )
+    }
+}
+
 /// One problem.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct Diagnostic {
@@ -33,6 +85,8 @@ pub struct Diagnostic {
     pub field: Option<String>,
     /// How bad it is.
     pub severity: Severity,
+    /// What kind of problem it is.
+    pub reason: Reason,
     /// What is wrong, and what holds instead.
     pub message: String,
 }
@@ -72,6 +126,8 @@ pub struct FieldError {
     pub field: String,
     /// How bad it is.
     pub severity: Severity,
+    /// What kind of problem it is.
+    pub reason: Reason,
     /// What is wrong.
     pub message: String,
 }
@@ -79,12 +135,29 @@ pub struct FieldError {
 impl FieldError {
     /// The object cannot be used with this.
     pub fn error(field: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { field: field.into(), severity: Severity::Error, message: message.into() }
+        Self {
+            field: field.into(),
+            severity: Severity::Error,
+            reason: Reason::Invalid,
+            message: message.into(),
+        }
     }
 
     /// The object can be used.
     pub fn warning(field: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { field: field.into(), severity: Severity::Warning, message: message.into() }
+        Self {
+            field: field.into(),
+            severity: Severity::Warning,
+            reason: Reason::Invalid,
+            message: message.into(),
+        }
+    }
+
+    /// The same, of another kind than [`Reason::Invalid`].
+    #[must_use]
+    pub const fn because(mut self, reason: Reason) -> Self {
+        self.reason = reason;
+        self
     }
 
     /// The same, of an object at a place.
@@ -92,6 +165,7 @@ impl FieldError {
     pub fn of(self, object: &ObjectRef, place: Option<&Place>) -> Diagnostic {
         Diagnostic {
             severity: self.severity,
+            reason: self.reason,
             file: place.map(|p| p.file.to_path_buf()),
             line: place.map(|p| p.line),
             object: Some(object.clone()),
@@ -132,6 +206,7 @@ mod tests {
     fn a_problem_is_logged_once_until_it_comes_again() {
         let problem = |message: &str| Diagnostic {
             severity: Severity::Error,
+            reason: Reason::Invalid,
             file: None,
             line: None,
             object: None,

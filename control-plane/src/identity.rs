@@ -17,7 +17,8 @@ use heddle_api::{
 use tonic::{Request, Response, Status};
 
 use crate::{
-    ca::{Authority, CaError},
+    ca::{CaError, CurrentAuthority},
+    cluster::review::{ReviewError, TokenReviewer},
     hub::Hub,
     metrics::{Metrics, Refused},
     tls::Caller,
@@ -32,6 +33,16 @@ const SYNC_TIMEOUT: Duration = Duration::from_secs(1);
 enum Refusal {
     #[error(transparent)]
     Token(#[from] TokenError),
+    #[error(transparent)]
+    Review(#[from] ReviewError),
+    #[error("the token is of pod {token}, and --pod says {pod}")]
+    OtherPod { token: PodName, pod: PodName },
+    #[error(
+        "the token is of an instance of Pod {pod} with the uid {token}, and the Pod has {}: it was replaced, or its newer state has not come here yet", actual.as_deref().unwrap_or("none")
+    )]
+    Uid { pod: PodName, token: String, actual: Option<String> },
+    #[error("in a cluster a certificate is renewed by Join with the service-account token")]
+    RenewByToken,
     #[error("pod {0}")]
     PodName(String),
     #[error("the control plane has not read its objects yet: try again in a moment")]
@@ -75,6 +86,17 @@ impl Refusal {
             Self::PodName(_) | Self::Authority(CaError::Csr(_)) => {
                 (Refused::BadRequest, Status::invalid_argument(text))
             }
+            Self::Review(ReviewError::Unavailable(_)) => {
+                (Refused::ReviewUnavailable, Status::unavailable(text))
+            }
+            Self::Review(ReviewError::Refused(_)) => (Refused::ForgedToken, Status::unauthenticated(text)),
+            Self::Review(ReviewError::Malformed(_) | ReviewError::Unbound) => {
+                (Refused::MalformedToken, Status::unauthenticated(text))
+            }
+            Self::OtherPod { .. } => (Refused::ForeignPod, Status::permission_denied(text)),
+            // The watch may be behind the kubelet: the sidecar tries again.
+            Self::Uid { .. } => (Refused::ForeignPod, Status::failed_precondition(text)),
+            Self::RenewByToken => (Refused::RenewByToken, Status::failed_precondition(text)),
             Self::NotSynced => (Refused::NotSynced, Status::unavailable(text)),
             Self::Namespace { .. } | Self::ServiceAccount { .. } => {
                 (Refused::ForeignPod, Status::permission_denied(text))
@@ -92,11 +114,39 @@ impl Refusal {
     }
 }
 
+/// Who says whom a token speaks for.
+pub enum Verifier {
+    /// This control plane, which signed it.
+    JoinToken(TokenAuthority),
+    /// The cluster's API server.
+    TokenReview(TokenReviewer),
+}
+
+/// Whom a token speaks for.
+struct Proven {
+    bearer: Bearer,
+    /// The pod and its uid, where the token is bound to one.
+    pod: Option<(PodName, String)>,
+}
+
+impl Verifier {
+    async fn verify(&self, token: &str, now: SystemTime) -> Result<Proven, Refusal> {
+        match self {
+            Self::JoinToken(tokens) => Ok(Proven { bearer: tokens.verify(token, now)?, pod: None }),
+            Self::TokenReview(reviewer) => {
+                let found = reviewer.review(token).await?;
+                let pod = PodName { namespace: found.bearer.namespace.clone(), name: found.pod };
+                Ok(Proven { bearer: found.bearer, pod: Some((pod, found.uid)) })
+            }
+        }
+    }
+}
+
 /// The gRPC service `heddle.v1.Identity`.
 pub struct IdentityService {
     hub: Arc<Hub>,
-    authority: Arc<Authority>,
-    tokens: TokenAuthority,
+    authority: Arc<CurrentAuthority>,
+    verifier: Verifier,
     metrics: Arc<Metrics>,
 }
 
@@ -105,26 +155,32 @@ impl IdentityService {
     #[must_use]
     pub const fn new(
         hub: Arc<Hub>,
-        authority: Arc<Authority>,
-        tokens: TokenAuthority,
+        authority: Arc<CurrentAuthority>,
+        verifier: Verifier,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { hub, authority, tokens, metrics }
+        Self { hub, authority, verifier, metrics }
     }
 
     async fn join_at(&self, request: &v1::JoinRequest, now: SystemTime) -> Result<v1::Certificate, Refusal> {
-        let bearer = self.tokens.verify(&request.token, now)?;
+        let proven = self.verifier.verify(&request.token, now).await?;
         let pod: PodName = request.pod.parse().map_err(Refusal::PodName)?;
-        if bearer.namespace != pod.namespace {
-            return Err(Refusal::Namespace { token: bearer.namespace, pod });
+        if proven.bearer.namespace != pod.namespace {
+            return Err(Refusal::Namespace { token: proven.bearer.namespace, pod });
         }
-        self.certify(&bearer, &pod, &request.csr, now).await
+        let uid = match proven.pod {
+            Some((token, _)) if token != pod => return Err(Refusal::OtherPod { token, pod }),
+            Some((_, uid)) => Some(uid),
+            None => None,
+        };
+        self.certify(&proven.bearer, uid, &pod, &request.csr, now).await
     }
 
-    /// Signs for a pod whose service account the caller has proven.
+    /// Signs for a pod whose service account the caller has proven, and whose uid where there is one.
     async fn certify(
         &self,
         proven: &Bearer,
+        uid: Option<String>,
         pod: &PodName,
         csr: &[u8],
         now: SystemTime,
@@ -138,6 +194,9 @@ impl IdentityService {
         if facts.finished {
             return Err(Refusal::Finished(pod.clone()));
         }
+        if let Some(token) = uid.filter(|uid| facts.uid.as_ref() != Some(uid)) {
+            return Err(Refusal::Uid { pod: pod.clone(), token, actual: facts.uid });
+        }
         if facts.service_account != proven.service_account {
             return Err(Refusal::ServiceAccount {
                 pod: pod.clone(),
@@ -145,16 +204,17 @@ impl IdentityService {
                 proven: proven.service_account.clone(),
             });
         }
-        let id = SpiffeId::new(self.authority.trust_domain(), &pod.namespace, &facts.service_account)
+        let authority = self.authority.load();
+        let id = SpiffeId::new(authority.trust_domain(), &pod.namespace, &facts.service_account)
             .map_err(|error| Refusal::Id(pod.clone(), error.to_string()))?;
-        let issued = self.authority.workload(csr, &id, pod, now)?;
+        let issued = authority.workload(csr, &id, pod, now)?;
         let bytes = |der: &[u8]| Bytes::copy_from_slice(der);
         Ok(v1::Certificate {
             chain: issued.chain.iter().map(|der| bytes(der)).collect(),
-            roots: self.authority.roots().iter().map(|der| bytes(der)).collect(),
+            roots: authority.roots().iter().map(|der| bytes(der)).collect(),
             not_before: unix(issued.not_before),
             not_after: unix(issued.not_after),
-            trust_domain: self.authority.trust_domain().to_owned(),
+            trust_domain: authority.trust_domain().to_owned(),
         })
     }
 
@@ -198,7 +258,12 @@ impl Identity for IdentityService {
             namespace: peer.id.namespace().to_owned(),
             service_account: peer.id.service_account().to_owned(),
         };
-        let outcome = self.certify(&proven, &peer.pod, &request.get_ref().csr, SystemTime::now()).await;
+        let outcome = match self.verifier {
+            Verifier::TokenReview(_) => Err(Refusal::RenewByToken),
+            Verifier::JoinToken(_) => {
+                self.certify(&proven, None, &peer.pod, &request.get_ref().csr, SystemTime::now()).await
+            }
+        };
         self.finish("renew", &peer.pod.to_string(), &caller, outcome)
     }
 }

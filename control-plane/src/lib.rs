@@ -2,17 +2,20 @@
 //!
 //! In the order in which a change travels: [`source`] reads objects, [`compile`] derives config from them, [`hub`] keeps
 //! what is subscribed to and who subscribes, [`discovery`] speaks to one sidecar. Beside that stand who may speak:
-//! [`ca`], [`token`], [`identity`] and [`tls`]; and the operator's side: [`admin`] and [`cli`].
+//! [`ca`], [`token`], [`identity`] and [`tls`]; what a cluster alone needs: [`cluster`]; and the operator's side: [`admin`] and
+//! [`cli`]. [`inject`] stands by itself: it gives pods their sidecars.
 
 pub mod admin;
 pub mod ca;
 pub mod cli;
+pub mod cluster;
 pub mod compile;
 pub mod diagnostics;
 pub mod discovery;
 mod few;
 pub mod hub;
 pub mod identity;
+pub mod inject;
 pub mod metrics;
 pub mod object;
 pub mod run;

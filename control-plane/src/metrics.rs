@@ -35,6 +35,10 @@ pub enum Refused {
     NotMeshed,
     /// Asked before the objects were read.
     NotSynced,
+    /// The API server could not be asked about a token.
+    ReviewUnavailable,
+    /// In a cluster, a renewal by certificate instead of token.
+    RenewByToken,
     /// A message that breaks the protocol.
     BadRequest,
     /// More subscriptions than a sidecar may have.
@@ -72,6 +76,14 @@ pub struct Metrics {
     pub nacks: Counter,
     /// Workload certificates signed.
     pub certificates: Counter,
+    /// When the certificate that signs ends, in seconds since the Unix epoch.
+    pub root_expiry: Gauge,
+    /// 1 when what the root's Secret holds cannot be used.
+    pub root_unusable: Gauge,
+    /// 1 for the replica that writes status.
+    pub leader: Gauge,
+    /// Status written to objects.
+    pub status_writes: Counter,
     refused: Family<RefusedLabels, Counter>,
 }
 
@@ -101,6 +113,18 @@ impl Metrics {
         );
         name("nacks", "Resources that a sidecar could not use", Registered::Counter(all.nacks.clone()));
         name("certificates", "Workload certificates signed", Registered::Counter(all.certificates.clone()));
+        name(
+            "root_expiry_timestamp_seconds",
+            "When the signing certificate ends",
+            Registered::Gauge(all.root_expiry.clone()),
+        );
+        name(
+            "root_unusable",
+            "Whether the root's Secret cannot be used as it is",
+            Registered::Gauge(all.root_unusable.clone()),
+        );
+        name("leader", "Whether this replica writes status", Registered::Gauge(all.leader.clone()));
+        name("status_writes", "Status written to objects", Registered::Counter(all.status_writes.clone()));
         registry.register(
             "heddle_control_plane_refused",
             "Connections and requests refused, by reason",

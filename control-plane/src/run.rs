@@ -18,11 +18,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin,
-    ca::{Authority, files},
+    ca::{Authority, CurrentAuthority, files},
+    cluster::{Cluster, review::TokenReviewer},
     compile,
     discovery::DiscoveryService,
     hub::{self, Hub},
-    identity::IdentityService,
+    identity::{IdentityService, Verifier},
     metrics::Metrics,
     source::{self, Batch},
     tls::{ServingTls, serve::Server},
@@ -39,7 +40,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// What `run` is told on the command line.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Directory of keys and certificates.
+    /// Directory of keys and certificates; not used in a cluster, where they are in a Secret.
     pub state_dir: PathBuf,
     /// Where sidecars connect.
     pub listen: SocketAddr,
@@ -60,8 +61,9 @@ pub struct Running {
     stop: CancellationToken,
     server: JoinHandle<()>,
     source: JoinHandle<anyhow::Result<()>>,
+    lease: Option<JoinHandle<()>>,
     // Ends with `Running`.
-    _others: JoinSet<()>,
+    others: JoinSet<()>,
 }
 
 /// Starts it with a directory of manifests as the source. Once this returns, both ports are open.
@@ -72,7 +74,8 @@ pub async fn start(options: Options, manifests: PathBuf) -> anyhow::Result<Runni
     if !manifests.is_dir() {
         return Err(anyhow!("--manifests {}: there is no such directory", manifests.display()));
     }
-    start_with(options, |batches| source::directory::run(manifests, batches)).await
+    let state = options.state_dir.clone();
+    start_with(options, |batches| source::directory::run(manifests, state, batches)).await
 }
 
 /// Starts it with any source: a future that sends batches for as long as it lives.
@@ -90,33 +93,96 @@ where
     files::state_dir(&options.state_dir)?;
     let authority =
         Authority::open(&options.state_dir, &options.trust_domain, options.certificate_lifetime, now)?;
-    let authority = Arc::new(authority);
     let tokens = TokenAuthority::open(&options.state_dir)?;
-    let (tls, due) = ServingTls::new(Arc::clone(&authority), now)?;
-    let listener = bind("--listen", options.listen).await?;
-    let admin_listener = bind("--admin-listen", options.admin_listen).await?;
-    let (address, admin_address) = (listener.local_addr()?, admin_listener.local_addr()?);
-
-    let metrics = Metrics::new();
-    let stop = CancellationToken::new();
-    let mesh = compile::Options {
-        trust_domain: options.trust_domain.clone(),
-        cluster_domain: CLUSTER_DOMAIN.to_owned(),
-    };
-    let hub = Hub::new(mesh, authority.roots(), Arc::clone(&metrics));
     let (tx, rx) = mpsc::channel(BATCHES);
-    let source = tokio::spawn(source(tx));
-    let mut others = JoinSet::new();
-    others.spawn(hub::run(Arc::clone(&hub), rx));
-    others.spawn(Arc::clone(&tls).rotate(due));
-    others.spawn(admin::run(admin_listener, Arc::clone(&hub), Arc::clone(&metrics), stop.clone()));
+    let prepared =
+        Prepared::new(&options, CurrentAuthority::new(authority), Verifier::JoinToken(tokens)).await?;
+    Ok(prepared.start(options, tokio::spawn(source(tx)), rx, JoinSet::new()))
+}
 
-    let discovery = DiscoveryService::new(Arc::clone(&hub), Arc::clone(&metrics), stop.clone());
-    let identity = IdentityService::new(hub, authority, tokens, Arc::clone(&metrics));
-    let server = Server::new(tls, options.trust_domain, discovery, identity, metrics, stop.clone());
-    let server = tokio::spawn(server.run(listener));
-    tracing::info!(%address, admin = %admin_address, "control plane started");
-    Ok(Running { address, admin_address, stop, server, source, _others: others })
+/// Starts it with a cluster as the source, and as what proves pods and holds the root. Once this returns, both ports are
+/// open.
+///
+/// # Errors
+/// When a port is taken.
+pub async fn start_in_cluster(options: Options, cluster: Cluster) -> anyhow::Result<Running> {
+    let (root, authority) = cluster.root(&options.trust_domain, options.certificate_lifetime).await;
+    let verifier = Verifier::TokenReview(TokenReviewer::new(cluster.client.clone()));
+    let prepared = Prepared::new(&options, Arc::clone(&authority), verifier).await?;
+    let (tx, rx) = mpsc::channel(BATCHES);
+    let ledger = Arc::default();
+    let source = tokio::spawn(source::kubernetes::run(cluster.client.clone(), Arc::clone(&ledger), tx));
+    let Prepared { hub, metrics, stop, .. } = &prepared;
+    let (lease, tasks) = cluster.spawn(root, authority, ledger, hub, metrics, stop.clone());
+    Ok(Running { lease: Some(lease), ..prepared.start(options, source, rx, tasks) })
+}
+
+/// What both kinds of control plane have, its ports open.
+struct Prepared {
+    listener: TcpListener,
+    admin_listener: TcpListener,
+    authority: Arc<CurrentAuthority>,
+    verifier: Verifier,
+    tls: Arc<ServingTls>,
+    due: SystemTime,
+    hub: Arc<Hub>,
+    metrics: Arc<Metrics>,
+    stop: CancellationToken,
+    address: SocketAddr,
+    admin_address: SocketAddr,
+}
+
+impl Prepared {
+    async fn new(
+        options: &Options,
+        authority: Arc<CurrentAuthority>,
+        verifier: Verifier,
+    ) -> anyhow::Result<Self> {
+        let (tls, due) = ServingTls::new(Arc::clone(&authority), SystemTime::now())?;
+        let listener = bind("--listen", options.listen).await?;
+        let admin_listener = bind("--admin-listen", options.admin_listen).await?;
+        let (address, admin_address) = (listener.local_addr()?, admin_listener.local_addr()?);
+        let metrics = Metrics::new();
+        let mesh = compile::Options {
+            trust_domain: options.trust_domain.clone(),
+            cluster_domain: CLUSTER_DOMAIN.to_owned(),
+        };
+        let hub = Hub::new(mesh, authority.load().roots(), Arc::clone(&metrics));
+        let stop = CancellationToken::new();
+        Ok(Self {
+            listener,
+            admin_listener,
+            authority,
+            verifier,
+            tls,
+            due,
+            hub,
+            metrics,
+            stop,
+            address,
+            admin_address,
+        })
+    }
+
+    fn start(
+        self,
+        options: Options,
+        source: JoinHandle<anyhow::Result<()>>,
+        batches: mpsc::Receiver<Batch>,
+        mut others: JoinSet<()>,
+    ) -> Running {
+        let Self { hub, metrics, stop, tls, address, admin_address, .. } = self;
+        others.spawn(hub::run(Arc::clone(&hub), batches));
+        others.spawn(Arc::clone(&tls).rotate(self.due));
+        others.spawn(admin::run(self.admin_listener, Arc::clone(&hub), Arc::clone(&metrics), stop.clone()));
+
+        let discovery = DiscoveryService::new(Arc::clone(&hub), Arc::clone(&metrics), stop.clone());
+        let identity = IdentityService::new(hub, self.authority, self.verifier, Arc::clone(&metrics));
+        let server = Server::new(tls, options.trust_domain, discovery, identity, metrics, stop.clone());
+        let server = tokio::spawn(server.run(self.listener));
+        tracing::info!(%address, admin = %admin_address, "control plane started");
+        Running { address, admin_address, stop, server, source, lease: None, others }
+    }
 }
 
 impl Running {
@@ -144,12 +210,19 @@ impl Running {
     }
 
     /// Stops in good order, within [`STOP_TIMEOUT`].
-    pub async fn stop(self) {
+    pub async fn stop(mut self) {
         self.stop.cancel();
         self.source.abort();
         if tokio::time::timeout(STOP_TIMEOUT, self.server).await.is_err() {
             tracing::warn!("connections did not end within {STOP_TIMEOUT:?}");
         }
+        // Given back, so that another replica leads at once.
+        if let Some(lease) = self.lease.take()
+            && tokio::time::timeout(STOP_TIMEOUT, lease).await.is_err()
+        {
+            tracing::warn!("the lease was not given back within {STOP_TIMEOUT:?}");
+        }
+        self.others.shutdown().await;
     }
 }
 

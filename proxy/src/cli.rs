@@ -9,7 +9,10 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand};
-use heddle_api::{identity::PodName, ports};
+use heddle_api::{identity::PodName, ports, probe::Probes};
+use ipnet::IpNet;
+
+use crate::redirect::PortRange;
 
 /// Heddle's sidecar.
 #[derive(Debug, Parser)]
@@ -25,7 +28,41 @@ pub struct Cli {
 pub enum Command {
     /// Serve one pod's traffic until SIGTERM.
     Run(Box<RunArgs>),
+    /// Write the netfilter rules that lead the pod's TCP through the sidecar, and exit. Twice is the same as once.
+    Redirect(Box<RedirectArgs>),
 }
+
+/// Flags of `redirect`.
+#[derive(Clone, Debug, Args)]
+pub struct RedirectArgs {
+    /// The user that the sidecar runs as; its traffic alone is not redirected.
+    #[arg(long, env = "HEDDLE_PROXY_UID", value_name = "UID", default_value_t = PROXY_UID,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub proxy_uid: u32,
+
+    /// Ports or ranges that the application reaches without the mesh.
+    #[arg(long, env = "HEDDLE_EXCLUDE_OUTBOUND_PORTS", value_name = "PORTS", value_delimiter = ',')]
+    pub exclude_outbound_ports: Vec<PortRange>,
+
+    /// Ports or ranges of the application that are reached without the mesh.
+    #[arg(long, env = "HEDDLE_EXCLUDE_INBOUND_PORTS", value_name = "PORTS", value_delimiter = ',')]
+    pub exclude_inbound_ports: Vec<PortRange>,
+
+    /// Addresses that the application reaches without the mesh.
+    #[arg(long, env = "HEDDLE_EXCLUDE_OUTBOUND_CIDRS", value_name = "CIDRS", value_delimiter = ',')]
+    pub exclude_outbound_cidrs: Vec<IpNet>,
+
+    /// Print the rules in nft's language and change nothing.
+    #[arg(long, env = "HEDDLE_DRY_RUN")]
+    pub dry_run: bool,
+
+    /// Remove the rules.
+    #[arg(long, env = "HEDDLE_UNDO")]
+    pub undo: bool,
+}
+
+/// The user that sidecars run as, unless told otherwise (contract).
+pub const PROXY_UID: u32 = heddle_api::PROXY_UID;
 
 /// Flags of `run`.
 #[derive(Clone, Debug, Args)]
@@ -46,8 +83,9 @@ pub struct RunArgs {
     #[arg(long, env = "HEDDLE_POD", value_name = "NAMESPACE/NAME")]
     pub pod: PodName,
 
-    /// The pod's address; all five ports listen on it. Repeat for a second family. Without it the pod's addresses are
-    /// those of the network interfaces.
+    /// The pod's address; all five ports listen on it, unless --expect-redirect is given. Repeat for a second family.
+    /// Without it the pod's addresses are those of the network interfaces, and the sidecar listens where netfilter
+    /// redirects to: what a pod sends is redirected to 127.0.0.1:15001.
     #[arg(long, env = "HEDDLE_POD_IP", value_name = "IP", value_delimiter = ',')]
     pub pod_ip: Vec<IpAddr>,
 
@@ -83,9 +121,23 @@ pub struct RunArgs {
     #[arg(long, env = "HEDDLE_DRAIN_TIME", default_value = "30s", value_parser = duration)]
     pub drain_time: Duration,
 
+    /// The pod's traffic is redirected: the ports listen as in a cluster, and the sidecar is ready only while the rules
+    /// of `heddle-proxy redirect` are there.
+    #[arg(long, env = "HEDDLE_EXPECT_REDIRECT")]
+    pub expect_redirect: bool,
+
+    /// The probes and hooks that /probe/<container>/<kind> replays, as JSON; the injector writes it.
+    #[arg(long, env = "HEDDLE_PROBES", value_name = "JSON")]
+    pub probes: Option<Probes>,
+
     /// How long a client may be silent before the server is asked whether it speaks first.
     #[arg(long, env = "HEDDLE_DETECT_TIMEOUT", default_value = "100ms", value_parser = duration)]
     pub detect_timeout: Duration,
+
+    /// How long a peer may take nothing of an answer that is ready for it, or send nothing of a request's body that is
+    /// waited for, before it loses stream or connection. Streams that have nothing to say may rest.
+    #[arg(long, env = "HEDDLE_STALL_TIMEOUT", default_value = "60s", value_parser = time_limit)]
+    pub stall_timeout: Duration,
 
     /// Bytes of header names plus values that a request or response may have.
     #[arg(long, env = "HEDDLE_HEADER_LIMIT", default_value_t = 65_536,
@@ -134,6 +186,14 @@ fn duration(text: &str) -> Result<Duration, humantime::DurationError> {
     humantime::parse_duration(text)
 }
 
+fn time_limit(text: &str) -> Result<Duration, String> {
+    match duration(text) {
+        Ok(Duration::ZERO) => Err("it must be longer than nothing".to_owned()),
+        Ok(limit) => Ok(limit),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 /// Where the five ports listen.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Listeners {
@@ -150,7 +210,13 @@ pub struct Listeners {
 }
 
 impl RunArgs {
-    /// Every listener, defaults filled in: with `--pod-ip` all on those addresses; else outbound and admin on
+    /// Whether a listener that no flag names is where a cluster has it, and may do without IPv6.
+    #[must_use]
+    pub fn as_in_a_cluster(&self) -> bool {
+        self.pod_ip.is_empty() || self.expect_redirect
+    }
+
+    /// Every listener, defaults filled in: with `--pod-ip` all on those addresses; in a cluster outbound and admin on
     /// loopback, the others on all addresses.
     #[must_use]
     pub fn listeners(&self) -> Listeners {
@@ -160,7 +226,7 @@ impl RunArgs {
             if !given.is_empty() {
                 return given.to_vec();
             }
-            let ips = if self.pod_ip.is_empty() { default } else { &self.pod_ip };
+            let ips = if self.as_in_a_cluster() { default } else { &self.pod_ip };
             ips.iter().map(|&ip| SocketAddr::new(ip, port)).collect()
         };
         Listeners {
@@ -180,7 +246,9 @@ mod tests {
     fn parse(extra: &[&str]) -> RunArgs {
         let base = ["heddle-proxy", "run", "--control-plane", "https://127.0.0.1:15010"];
         let files = ["--control-plane-ca", "ca.pem", "--token-file", "token", "--pod", "shop/web"];
-        let Command::Run(args) = Cli::parse_from(base.iter().chain(&files).chain(extra)).command;
+        let Command::Run(args) = Cli::parse_from(base.iter().chain(&files).chain(extra)).command else {
+            panic!("it is run");
+        };
         *args
     }
 
@@ -194,6 +262,35 @@ mod tests {
     }
 
     #[test]
+    fn a_redirected_pods_address_is_no_place_to_listen() {
+        let redirected = parse(&["--pod-ip", "10.0.0.2,fd00::2", "--expect-redirect"]);
+        assert_eq!(redirected.listeners(), parse(&[]).listeners());
+        assert_eq!(redirected.pod_ip.len(), 2);
+    }
+
+    #[test]
+    fn every_flag_has_its_environment_variable() {
+        use clap::CommandFactory as _;
+        Cli::command().debug_assert();
+        for command in Cli::command().get_subcommands() {
+            for argument in command.get_arguments() {
+                let Some(long) = argument.get_long().filter(|long| !matches!(*long, "help" | "version"))
+                else {
+                    continue;
+                };
+                let expected = format!("HEDDLE_{}", long.replace('-', "_").to_uppercase());
+                assert_eq!(argument.get_env().and_then(|name| name.to_str()), Some(&*expected), "--{long}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_sidecar_is_no_root() {
+        let parsed = Cli::try_parse_from(["heddle-proxy", "redirect", "--proxy-uid", "0"]);
+        assert!(parsed.unwrap_err().to_string().contains("1.."), "all of root's traffic would pass by");
+    }
+
+    #[test]
     fn in_a_cluster_what_speaks_for_the_pod_is_on_loopback_only() {
         let listeners = parse(&[]).listeners();
         for address in listeners.outbound.iter().chain(&listeners.admin) {
@@ -202,6 +299,13 @@ mod tests {
         for address in listeners.inbound.iter().chain(&listeners.mesh).chain(&listeners.metrics) {
             assert!(address.ip().is_unspecified(), "{address}");
         }
+    }
+
+    #[test]
+    fn a_stalled_peer_gets_a_minute_unless_told_otherwise_and_never_nothing() {
+        assert_eq!(parse(&[]).stall_timeout, crate::meter::STALL);
+        assert_eq!(parse(&["--stall-timeout", "5s"]).stall_timeout, Duration::from_secs(5));
+        assert!(time_limit("0s").is_err());
     }
 
     #[test]

@@ -167,6 +167,11 @@ impl<T> Rewind<T> {
         Self { seen, io }
     }
 
+    /// The connection.
+    pub const fn get_ref(&self) -> &T {
+        &self.io
+    }
+
     /// The bytes that were seen and not read again yet, and the connection.
     pub fn into_parts(self) -> (Bytes, T) {
         (self.seen, self.io)

@@ -4,9 +4,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use heddle_proxy::{
-    cli::{Cli, Command},
+    cli::{Cli, Command, RunArgs},
     log::Logs,
-    run,
+    redirect, run,
 };
 
 /// Fewer page faults and less contention between workers than the system's allocator.
@@ -14,7 +14,16 @@ use heddle_proxy::{
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let Command::Run(args) = Cli::parse().command;
+    match Cli::parse().command {
+        Command::Run(args) => serve(*args),
+        Command::Redirect(args) => match redirect::run(&args) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => complain(&error),
+        },
+    }
+}
+
+fn serve(args: RunArgs) -> ExitCode {
     let (logs, _flush) = match Logs::start(&args.log_level) {
         Ok(started) => started,
         Err(error) => return complain(&anyhow::Error::new(error).context("--log-level")),
@@ -23,7 +32,7 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return complain(&anyhow::Error::new(error).context("no runtime")),
     };
-    runtime.block_on(run::run(*args, logs)).unwrap_or_else(|error| complain(&error))
+    runtime.block_on(run::run(args, logs)).unwrap_or_else(|error| complain(&error))
 }
 
 /// The one line that a person who typed the command needs.

@@ -32,6 +32,8 @@ pub enum Reason {
     ConnectTimeout,
     /// No response in time.
     RequestTimeout,
+    /// The client sent next to nothing of the request's body while it was waited for.
+    RequestStalled,
     /// The peer reset the stream or closed before a response.
     UpstreamReset,
     /// The application answered something that is not HTTP.
@@ -56,7 +58,7 @@ pub enum Reason {
 
 impl Reason {
     /// All of them, for metrics made beforehand.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::BadRequest,
         Self::HeadersTooLarge,
         Self::NoDestination,
@@ -69,6 +71,7 @@ impl Reason {
         Self::ConnectFailed,
         Self::ConnectTimeout,
         Self::RequestTimeout,
+        Self::RequestStalled,
         Self::UpstreamReset,
         Self::BadResponse,
         Self::AccessDenied,
@@ -97,6 +100,7 @@ impl Reason {
             Self::ConnectFailed => "ConnectFailed",
             Self::ConnectTimeout => "ConnectTimeout",
             Self::RequestTimeout => "RequestTimeout",
+            Self::RequestStalled => "RequestStalled",
             Self::UpstreamReset => "UpstreamReset",
             Self::BadResponse => "BadResponse",
             Self::AccessDenied => "AccessDenied",
@@ -125,6 +129,7 @@ impl Reason {
             | Self::ForeignAddress => StatusCode::FORBIDDEN,
             Self::NotOnThisConnection => StatusCode::MISDIRECTED_REQUEST,
             Self::RequestTimeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::RequestStalled => StatusCode::REQUEST_TIMEOUT,
             Self::BadResponse | Self::UnknownHost => StatusCode::BAD_GATEWAY,
             Self::DiscoveryUnavailable
             | Self::NoEndpoints

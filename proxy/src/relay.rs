@@ -26,11 +26,17 @@ pub struct Relayed {
 
 /// Relays until both sides have ended, one breaks off, or no byte has passed for `idle`; then both are reset.
 /// `early` was already read from the first and goes ahead.
-pub async fn relay<A: Socket, B: Socket>(
+pub async fn relay<A: Socket, B: Socket>(first: A, second: B, early: Bytes, idle: Duration) -> Relayed {
+    relay_until(first, second, early, idle, std::future::pending()).await
+}
+
+/// The same, but no longer than until `stop` is through; then both are reset.
+pub async fn relay_until<A: Socket, B: Socket>(
     mut first: A,
     mut second: B,
     early: Bytes,
     idle: Duration,
+    stop: impl Future<Output = ()>,
 ) -> Relayed {
     let (forth, back, last) = (Cell::new(0), Cell::new(0), Cell::new(Instant::now()));
     let outcome = {
@@ -45,6 +51,7 @@ pub async fn relay<A: Socket, B: Socket>(
         tokio::select! {
             outcome = both => outcome.is_ok(),
             () = rested(&last, idle) => false,
+            () = stop => false,
         }
     };
     if !outcome {

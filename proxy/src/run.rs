@@ -1,7 +1,12 @@
 //! The running sidecar, put together: sockets first, then identity and discovery, then the workers; the control
 //! runtime is the caller's, and carries discovery, admin and signals alone.
 
-use std::{net::IpAddr, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context;
 use tokio::{
@@ -17,6 +22,8 @@ use crate::{
     listen,
     log::Logs,
     metrics::Metrics,
+    probe::Replayer,
+    redirect::check::{self, Instance},
     store::Store,
     threads::{Shared, Workers},
     worker::{Drain, DrainTrigger, Settings},
@@ -33,7 +40,7 @@ const LOOK: Duration = Duration::from_millis(50);
 /// When a flag cannot be obeyed: an address is taken, a URL is none.
 pub async fn run(args: RunArgs, logs: Logs) -> anyhow::Result<ExitCode> {
     let listeners = args.listeners();
-    let defaults = args.pod_ip.is_empty();
+    let defaults = args.as_in_a_cluster();
     let sockets = listen::bind(&listeners, &args.forward, defaults)?;
     let mut surfaces = Vec::new();
     for (addresses, surface, flag) in [
@@ -69,7 +76,13 @@ pub async fn run(args: RunArgs, logs: Logs) -> anyhow::Result<ExitCode> {
         readiness: readiness.clone(),
         logs: logs.clone(),
         live: Arc::new(live),
+        probes: replayer(&args, &settings)?,
+        instance: Instance::new()?,
     });
+    if args.expect_redirect {
+        let rules = readiness.part("redirect", "the rules are being looked for");
+        tokio::spawn(check::watch(rules, admin.instance.clone()));
+    }
     for (listener, surface) in surfaces {
         tokio::spawn(admin::serve(listener, surface, Arc::clone(&admin)));
     }
@@ -94,6 +107,16 @@ pub async fn run(args: RunArgs, logs: Logs) -> anyhow::Result<ExitCode> {
     until_the_end(&workers, &trigger, args.drain_time).await
 }
 
+/// Probes are replayed where kubelet would have asked: at the pod's first address.
+fn replayer(args: &RunArgs, settings: &Settings) -> anyhow::Result<Replayer> {
+    let probes = args.probes.clone().unwrap_or_default();
+    if let Some(port) = probes.ports().into_iter().find(|port| heddle_api::ports::SIDECAR.contains(port)) {
+        anyhow::bail!("--probes: port {port} is the sidecar's own, and no application's");
+    }
+    let ip = settings.pod_ips.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    Replayer::new(probes, ip)
+}
+
 fn settings(args: &RunArgs, listeners: &crate::cli::Listeners) -> anyhow::Result<Settings> {
     let pod_ips: Vec<IpAddr> = if args.pod_ip.is_empty() {
         let interfaces = if_addrs::get_if_addrs()
@@ -112,6 +135,7 @@ fn settings(args: &RunArgs, listeners: &crate::cli::Listeners) -> anyhow::Result
         detect_timeout: args.detect_timeout,
         header_limit: args.header_limit as usize,
         drain_time: args.drain_time,
+        stall_timeout: args.stall_timeout,
     })
 }
 

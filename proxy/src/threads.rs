@@ -10,7 +10,10 @@ use std::{
 };
 
 use anyhow::Context;
-use tokio::{sync::mpsc, task::LocalSet};
+use tokio::{
+    runtime::{Builder, LocalOptions},
+    sync::mpsc,
+};
 
 use crate::{
     carrier,
@@ -20,7 +23,7 @@ use crate::{
     log::AccessLogger,
     metrics::Metrics,
     outbound,
-    plain::PlainPool,
+    plain::{PlainPool, parking::Lot},
     store::Store,
     worker::{Drain, Settings, Worker},
 };
@@ -94,7 +97,7 @@ impl Workers {
     /// Starts `count` workers; the first accepts on the sockets.
     ///
     /// # Errors
-    /// When a thread or its runtime cannot be made.
+    /// When a thread cannot be started.
     pub fn start(count: usize, shared: &Shared, sockets: Vec<Bound>) -> anyhow::Result<Self> {
         let (handoffs, queues): (Vec<_>, Vec<_>) = (0..count)
             .map(|_| {
@@ -106,16 +109,18 @@ impl Workers {
         let mut sockets = Some(sockets);
         let mut threads = Vec::with_capacity(count);
         for (index, incoming) in queues.into_iter().enumerate() {
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .context("a worker's runtime could not be made")?;
             let (shared, sockets, handoffs) =
                 (shared.clone(), sockets.take().unwrap_or_default(), handoffs.clone());
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{index}"))
                 .spawn(move || {
-                    LocalSet::new().block_on(&runtime, work(index, shared, incoming, sockets, handoffs));
+                    // It cannot move between threads, so it is made where it runs.
+                    let runtime =
+                        Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+                    match runtime {
+                        Ok(runtime) => runtime.block_on(work(index, shared, incoming, sockets, handoffs)),
+                        Err(error) => tracing::error!(%error, "a worker's runtime could not be made"),
+                    }
                 })
                 .context("a worker's thread could not be started")?;
             threads.push(thread);
@@ -148,6 +153,7 @@ async fn work(
     let worker = Rc::new(Worker {
         carrier: carrier::Pool::new(identity, Arc::clone(&metrics)),
         plain: PlainPool::new(shared.settings.header_limit),
+        parking: Lot::new(shared.drain.clone()),
         series: outbound::SeriesCache::default(),
         mirrors: outbound::Mirrors::default(),
         outside: "outside".into(),
@@ -183,13 +189,14 @@ async fn work(
 }
 
 async fn serve(worker: Rc<Worker>, port: Port, io: tokio::net::TcpStream, peer: std::net::SocketAddr) {
+    // Each on the heap, so that an idle connection takes the room of what it is, and not of the largest.
     match port {
-        Port::Outbound => outbound::serve(worker, io, peer).await,
-        Port::Forward(name) => outbound::serve_forward(worker, io, peer, &name).await,
+        Port::Outbound => Box::pin(outbound::serve(worker, io, peer)).await,
+        Port::Forward(name) => Box::pin(outbound::serve_forward(worker, io, peer, &name)).await,
         Port::Inbound => {
             let original = crate::capture::original_destination(&io);
-            inbound::plaintext::serve(worker, io, original).await;
+            Box::pin(inbound::plaintext::serve(worker, io, original)).await;
         }
-        Port::Mesh => inbound::mesh::serve(worker, io).await,
+        Port::Mesh => Box::pin(inbound::mesh::serve(worker, io)).await,
     }
 }

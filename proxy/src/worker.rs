@@ -17,7 +17,7 @@ use crate::{
     log::AccessLogger,
     metrics::WorkerMetrics,
     outbound::{Mirrors, SeriesCache, resolve::Resolver},
-    plain::PlainPool,
+    plain::{PlainPool, parking::Lot},
     store::Store,
 };
 
@@ -31,6 +31,8 @@ pub struct Worker {
     pub carrier: Rc<carrier::Pool>,
     /// Plaintext connections: to the pod's application, and to endpoints without a sidecar; this worker's own.
     pub plain: Rc<PlainPool>,
+    /// Applications' HTTP/1 connections, the idle ones among them.
+    pub parking: Rc<Lot>,
     /// Names outside the mesh.
     pub resolver: Resolver,
     /// This worker's series.
@@ -70,6 +72,8 @@ pub struct Settings {
     pub header_limit: usize,
     /// The longest that leaving may take.
     pub drain_time: Duration,
+    /// How long a peer may take nothing of an answer, or send nothing of a request's body.
+    pub stall_timeout: Duration,
 }
 
 impl Settings {
@@ -103,6 +107,7 @@ impl Settings {
             detect_timeout: Duration::from_millis(100),
             header_limit: 65_536,
             drain_time: Duration::from_secs(30),
+            stall_timeout: crate::meter::STALL,
         }
     }
 }

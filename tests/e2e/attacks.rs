@@ -3,6 +3,7 @@
 mod flood;
 mod servers;
 mod slow;
+mod stalls;
 
 use std::time::{Duration, Instant};
 

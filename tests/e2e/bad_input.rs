@@ -102,6 +102,28 @@ async fn a_file_that_turns_bad_keeps_its_last_good_state() {
 }
 
 #[tokio::test]
+async fn a_file_that_is_bad_keeps_its_last_good_state_over_a_restart_of_the_control_plane() {
+    let mut shop = shop::open(2).await;
+    shop.split_in_force(&[100, 0]).await;
+    let route =
+        manifest::split_route("shop/split", "reviews", 9080, &[("reviews-v1", -5), ("reviews-v2", 100)]);
+    is_named(&mut shop, "route.yaml", &route, &["weight"]).await;
+    shop.world.kill_control_plane();
+    shop.world.save("broken.yaml", "kind: [").unwrap();
+    shop.world.start_control_plane().await.unwrap();
+    let page = shop.world.diagnostics().await.unwrap();
+    assert!(page.contains("from before the control plane started"), "{page}");
+    // A sidecar that knows nothing of before.
+    let late = shop.world.pod("shop/web-late").start().await.unwrap();
+    let mut client = late.http1().await.unwrap();
+    for _ in 0..30 {
+        assert_eq!(client.get(HOST, "/").await.unwrap().answered_by(), "v1", "the last good weights hold");
+    }
+    shop.split(&[0, 100]);
+    late.answers(HOST, "/", |answer| answer.answered_by() == "v2").await;
+}
+
+#[tokio::test]
 async fn every_sample_manifest_is_understood() {
     let examples = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
     let read = |path: &std::path::Path| std::fs::read_to_string(path).unwrap();

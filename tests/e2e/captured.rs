@@ -204,9 +204,14 @@ async fn what_is_outside_the_mesh_is_passed_through_untouched() {
     });
     // The server says "bye" only after our FIN.
     assert_eq!(back.await.unwrap(), format!("{REQUEST}bye"));
-    let scrape = web.scrape(&wire).await.unwrap();
-    let passed = scrape.sum("heddle_tcp_bytes_total", &[("direction", "outbound")]);
-    assert!(passed >= (2 * REQUEST.len()) as f64, "not through the sidecar:\n{}", scrape.text);
+    // They are counted when the connection has ended on both sides.
+    eventually("it went through the sidecar", || async {
+        let scrape = web.scrape(&wire).await?;
+        let passed = scrape.sum("heddle_tcp_bytes_total", &[("direction", "outbound")]);
+        ensure!(passed >= (2 * REQUEST.len()) as f64, "{}", scrape.text);
+        Ok(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -292,10 +297,9 @@ async fn the_inbound_port_refuses_other_addresses_and_the_sidecars_own_ports() {
 async fn an_application_reaches_no_sidecars_port_through_capture() {
     need_namespaces!();
     let shop = shop(Family::V4).await;
-    // Rules that lack the exception for what stays on the machine.
-    let others = format!("ip daddr {} meta skuid != 2102", shop.web.ip);
-    let rule = format!("insert rule inet heddle outbound {others} tcp dport 15000-15020 redirect to :15001");
-    shop.web.inside.nft(&rule).unwrap();
+    // Rules that lack the exceptions for what stays on the machine, and for other sidecars' metrics.
+    let rule = "insert rule inet heddle outbound meta skuid != 2102 tcp dport 15000-15020 redirect to :15001";
+    shop.web.inside.nft(rule).unwrap();
     let mut own = 0.0;
     for ip in [shop.web.ip, shop.reviews.ip] {
         for port in [15000, 15001, 15006, 15008, 15020] {
@@ -305,6 +309,14 @@ async fn an_application_reaches_no_sidecars_port_through_capture() {
         }
     }
     shop.web.refused(&shop.wire, "outbound", "OwnPort", own).await;
+    // Only the proxy's own port is what it would be without a redirect: a proxy, which says no to the same things.
+    let proxy = format!("http://{}:15001", shop.web.ip);
+    let app = format!("http://{}/", shop.reviews.app());
+    let answer = curl(&shop.web.inside, &["--noproxy", "", "--proxy", &proxy, &app]).await;
+    assert!(answer.contains(" 200"), "{answer}");
+    let admin = format!("http://{}:15000/config", shop.web.ip);
+    let answer = curl(&shop.web.inside, &["--noproxy", "", "--proxy", &proxy, &admin]).await;
+    assert!(answer.contains(" 403") && answer.contains("OwnPort"), "{answer}");
 }
 
 #[tokio::test]

@@ -65,6 +65,30 @@ async fn web_credentials(shop: &Shop) -> Credentials {
 }
 
 #[tokio::test]
+async fn a_websocket_that_is_open_is_ended_when_an_access_policy_comes_to_deny_it() {
+    let shop = shop::open(1).await;
+    let upgrade =
+        format!("GET /upgrade HTTP/1.1\r\nHost: {HOST}\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n");
+    let mut open = Vec::new();
+    for to in [shop.web.outbound(), shop.reviews[0].port(ports::INBOUND)] {
+        let mut socket = Raw::connect(to).await.unwrap();
+        socket.send(&upgrade).await.unwrap();
+        assert!(socket.read_until("\r\n\r\n").await.unwrap().starts_with("HTTP/1.1 101"));
+        open.push(socket);
+    }
+    shop.access_policy("no-admin", "Deny", "  - to: [{paths: [\"/admin/*\"]}]");
+    shop.web.answers(HOST, "/admin/x", |answer| answer.status == 403).await;
+    for socket in &mut open {
+        socket.send("still there").await.unwrap();
+        socket.read_until("still there").await.unwrap();
+    }
+    shop.access_policy("no-upgrade", "Deny", "  - to: [{paths: [\"/upgrade\"]}]");
+    for socket in &mut open {
+        assert!(socket.read_exact(1).await.is_err(), "it must end");
+    }
+}
+
+#[tokio::test]
 async fn a_peer_is_judged_by_its_certificate_and_each_refusal_is_counted() {
     let shop = shop::open(1).await;
     let reviews = &shop.reviews[0];

@@ -20,6 +20,14 @@ pub(crate) async fn open(versions: usize) -> Shop {
     fill(world, versions).await
 }
 
+/// The same, with these arguments for its sidecars.
+pub(crate) async fn open_with(versions: usize, args: &[&str]) -> Shop {
+    let mut world = World::new().unwrap();
+    declare(&world, versions);
+    world.start_control_plane().await.unwrap();
+    fill_with(world, versions, args).await
+}
+
 /// Saves the shop's Services.
 pub(crate) fn declare(world: &World, versions: usize) {
     world.save("reviews.yaml", &manifest::service("shop/reviews", 9080, "http", "app: reviews")).unwrap();
@@ -31,13 +39,18 @@ pub(crate) fn declare(world: &World, versions: usize) {
 }
 
 /// Starts the shop's pods and waits for the first good answer.
-pub(crate) async fn fill(mut world: World, versions: usize) -> Shop {
+pub(crate) async fn fill(world: World, versions: usize) -> Shop {
+    fill_with(world, versions, &[]).await
+}
+
+/// The same, with these arguments for its sidecars.
+pub(crate) async fn fill_with(mut world: World, versions: usize, args: &[&str]) -> Shop {
     let mut reviews = Vec::new();
     for n in 1..=versions {
         let pod = world.pod(&format!("shop/reviews-v{n}")).answering(&format!("v{n}"));
-        reviews.push(pod.start().await.unwrap());
+        reviews.push(pod.sidecar_args(args.iter().copied()).start().await.unwrap());
     }
-    let web = world.pod("shop/web").start().await.unwrap();
+    let web = world.pod("shop/web").sidecar_args(args.iter().copied()).start().await.unwrap();
     web.answers(HOST, "/", |answer| answer.status == 200).await;
     Shop { world, web, reviews }
 }

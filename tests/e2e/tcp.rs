@@ -32,6 +32,30 @@ async fn fin_goes_one_way_while_bytes_go_the_other() {
 }
 
 #[tokio::test]
+async fn a_connection_that_is_open_is_reset_when_an_access_policy_comes_to_deny_it() {
+    let (world, client, db) = world().await;
+    let _app = TcpApp::echo(db.port(7000)).await.unwrap();
+    let mut connection = Raw::connect(client.port(7000)).await.unwrap();
+    connection.send("hello").await.unwrap();
+    assert_eq!(connection.read_exact(5).await.unwrap(), b"hello");
+    let deny = |who: &str| {
+        let rules = format!("  - from: [{{serviceAccounts: [{who}]}}]\n");
+        let target = "  targetRefs: [{group: \"\", kind: Service, name: db}]\n";
+        let spec = format!("{target}  action: Deny\n  rules:\n{rules}");
+        world.save("deny.yaml", &manifest::policy("AccessPolicy", "shop/deny", &spec)).unwrap();
+    };
+    deny("shop/client");
+    assert!(connection.read_exact(1).await.is_err(), "it must end");
+    eventually("it is counted", || async {
+        let scrape = db.scrape().await?;
+        let denied = scrape.sum("heddle_refused_total", &[("reason", "AccessDenied")]);
+        anyhow::ensure!(denied >= 1.0, "{}", scrape.text);
+        Ok(())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_server_may_speak_first() {
     let (_world, client, db) = world().await;
     let _app = TcpApp::start(db.port(7000), |mut stream| async move {

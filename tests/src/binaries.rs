@@ -20,12 +20,44 @@ pub const CONTROL_PLANE: &str = "heddle-control-plane";
 /// The sidecar's program.
 pub const PROXY: &str = "heddle-proxy";
 
+static DIRECTORY: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+
+/// Takes the mesh's programs from `directory`, as `HEDDLE_BIN_DIR` does. It comes too late after the first [`path`].
+pub fn take_from(directory: &Path) {
+    let _ = DIRECTORY.set(Ok(directory.to_owned()));
+}
+
+/// The path of a program of this package, which cargo puts beside the running one.
+///
+/// # Errors
+/// When it is not there.
+pub fn beside(name: &str) -> anyhow::Result<PathBuf> {
+    let path = own_directory()?.join(name);
+    ensure!(
+        path.is_file(),
+        "no program {}; `cargo build --package heddle-tests --bins` makes it",
+        path.display()
+    );
+    Ok(path)
+}
+
+/// Where cargo put the running program, or what this test is of.
+fn own_directory() -> anyhow::Result<PathBuf> {
+    let executable = std::env::current_exe().context("where is the running program?")?;
+    let mut directory = executable.parent().context("a program has a directory")?.to_owned();
+    if directory.ends_with("deps") {
+        directory.pop();
+    }
+    Ok(directory)
+}
+/// The program for people.
+pub const HEDDLE: &str = "heddle";
+
 /// The path of one of the mesh's programs, up to date.
 ///
 /// # Errors
 /// When the build fails or the program is not where it should be.
 pub fn path(name: &str) -> anyhow::Result<PathBuf> {
-    static DIRECTORY: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let directory = DIRECTORY
         .get_or_init(|| directory().map_err(|e| format!("{e:#}")))
         .as_ref()
@@ -39,11 +71,7 @@ fn directory() -> anyhow::Result<PathBuf> {
     if let Some(given) = std::env::var_os("HEDDLE_BIN_DIR") {
         return Ok(given.into());
     }
-    let executable = std::env::current_exe().context("where is the running program?")?;
-    let mut directory = executable.parent().context("a program has a directory")?.to_owned();
-    if directory.ends_with("deps") {
-        directory.pop();
-    }
+    let directory = own_directory()?;
     build(&directory)?;
     Ok(directory)
 }

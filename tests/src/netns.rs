@@ -2,11 +2,9 @@
 //!
 //! A [`Wire`] is the node's side: a namespace of its own with a bridge, an address that pods use as their router,
 //! and the control plane. A [`NetPod`] is a pod: a namespace with one interface, a real sidecar under a user id of
-//! its own, and nft rules that lead everybody else's connections through it. The namespaces have no names: each
+//! its own, and the rules of the real `heddle-proxy redirect` that lead everybody else's connections through it. The namespaces have no names: each
 //! lives as long as the process that holds it, so that nothing stays behind, however a test ends. The machine's own
 //! network is not touched.
-//!
-//! The rules are this module's own words for what capture is; `heddle-proxy redirect` has tests of its own.
 
 use std::{
     fs::{File, Permissions},
@@ -107,7 +105,11 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    async fn new(world: &World, name: &str) -> anyhow::Result<Self> {
+    /// An empty one, with loopback and nothing else.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub async fn new(world: &World, name: &str) -> anyhow::Result<Self> {
         let mut command = Command::new("unshare");
         command.args(["--net", "sleep", "infinity"]);
         let holder = world.run(&format!("namespace-{name}"), &command)?;
@@ -179,6 +181,15 @@ impl Namespace {
         self.must("nft", &[rules]).map(drop)
     }
 
+    /// Runs `heddle-proxy redirect` with these arguments; what it printed.
+    ///
+    /// # Errors
+    /// When it fails, with what it said.
+    pub fn redirect(&self, args: &[&str]) -> anyhow::Result<String> {
+        let program = binaries::path(binaries::PROXY)?;
+        self.must(&program.to_string_lossy(), &[&["redirect", "--proxy-uid", SIDECAR_USER], args].concat())
+    }
+
     /// An unmodified curl that knows of no proxy, with these arguments; the whole answer, head and body.
     ///
     /// # Errors
@@ -204,6 +215,15 @@ impl Drop for Namespace {
 /// The bridge's own address. Left to itself a bridge takes the lowest of its ports', so a pod that comes could change it,
 /// and what others send to the old one is dropped until they ask again: seconds of silence.
 const BRIDGE: &str = "02:00:00:00:00:fe";
+
+/// What a sidecar is told.
+#[derive(Clone, Copy, Debug)]
+pub enum Flags<'a> {
+    /// What every test needs, and these beyond.
+    Usual(&'a [String]),
+    /// What the injector wrote; only the control plane's address and the two files are where a test has them.
+    Injected(&'a [String]),
+}
 
 /// The node's side: a bridge in a namespace of its own, and the control plane on it.
 #[derive(Debug)]
@@ -284,6 +304,21 @@ impl Wire {
     /// # Errors
     /// When one of them fails.
     pub async fn pod(&self, name: &str, host: u8, ports: &[u16], args: &[String]) -> anyhow::Result<NetPod> {
+        self.pod_with(name, host, ports, &[], &Flags::Usual(args)).await
+    }
+
+    /// The same with flags for `redirect`.
+    ///
+    /// # Errors
+    /// When one of them fails.
+    pub async fn pod_with(
+        &self,
+        name: &str,
+        host: u8,
+        ports: &[u16],
+        redirect: &[&str],
+        flags: &Flags<'_>,
+    ) -> anyhow::Result<NetPod> {
         let (world, family, ip) = (&self.world, self.family, self.family.host(host));
         let app = name.split_once('-').map_or(name, |(app, _)| app);
         let manifest = PodManifest {
@@ -310,9 +345,9 @@ impl Wire {
         inside.address(family, &format!("{ip}/{}", family.prefix()), "eth0")?;
         let router = family.host(1).to_string();
         inside.must("ip", &[family.flag(), "route", "add", "default", "via", &router])?;
-        inside.nft(&capture_rules())?;
+        inside.redirect(redirect)?;
 
-        let command = self.sidecar(&inside, name, app, args)?;
+        let command = self.sidecar(&inside, name, app, flags)?;
         let sidecar = world.run(&format!("shop/{name}"), &command)?;
         let pod = NetPod { inside, ip, wire: port, _sidecar: sidecar };
         wait_until_ready(&self.outside, pod.port(ports::METRICS)).await;
@@ -320,7 +355,13 @@ impl Wire {
     }
 
     /// The sidecar's command, and beforehand the files that its user may read.
-    fn sidecar(&self, inside: &Namespace, name: &str, app: &str, args: &[String]) -> anyhow::Result<Command> {
+    fn sidecar(
+        &self,
+        inside: &Namespace,
+        name: &str,
+        app: &str,
+        flags: &Flags<'_>,
+    ) -> anyhow::Result<Command> {
         let world = &self.world;
         let files = world.directory().join(format!("sidecar-{name}"));
         std::fs::create_dir(&files)?;
@@ -336,10 +377,25 @@ impl Wire {
         let mut command = inside.command("setpriv");
         // A change of user forgets whom to die with, so that is said again after it.
         command.args(["--reuid", SIDECAR_USER, "--regid", SIDECAR_USER, "--clear-groups"]);
-        command.args(["--pdeathsig", "KILL", "--"]).arg(program).arg("run");
-        command.arg("--control-plane").arg(format!("https://{}", world.discovery()));
-        command.arg("--control-plane-ca").arg(ca).arg("--token-file").arg(token);
-        command.args(["--pod", &format!("shop/{name}"), "--workers", "1", "--drain-time", "5s"]).args(args);
+        command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+        let control_plane = format!("https://{}", world.discovery());
+        match flags {
+            Flags::Usual(more) => {
+                command.args(["run", "--control-plane", &control_plane, "--control-plane-ca"]).arg(ca);
+                command.arg("--token-file").arg(token).args(["--pod", &format!("shop/{name}")]);
+                command.args(["--workers", "1", "--drain-time", "5s", "--expect-redirect"]).args(*more);
+            }
+            Flags::Injected(all) => {
+                for flag in *all {
+                    command.arg(match flag.split_once('=') {
+                        Some(("--control-plane", _)) => format!("--control-plane={control_plane}"),
+                        Some(("--control-plane-ca", _)) => format!("--control-plane-ca={}", ca.display()),
+                        Some(("--token-file", _)) => format!("--token-file={}", token.display()),
+                        _ => flag.clone(),
+                    });
+                }
+            }
+        }
         clean(&mut command);
         Ok(command)
     }
@@ -371,31 +427,6 @@ async fn wait_until_ready(from: &Namespace, address: SocketAddr) {
         })
     })
     .await;
-}
-
-/// Outbound: everybody's TCP but the sidecar's, and but what stays on the machine, which includes the pod's own
-/// address. Inbound: what comes by the wire, but for the sidecar's own ports.
-fn capture_rules() -> String {
-    format!(
-        "table inet heddle {{
-  chain outbound {{
-    type nat hook output priority -100;
-    meta skuid {SIDECAR_USER} return
-    oifname \"lo\" return
-    meta l4proto tcp redirect to :{outbound}
-  }}
-  chain inbound {{
-    type nat hook prerouting priority -100;
-    iifname \"lo\" return
-    tcp dport {first}-{last} return
-    meta l4proto tcp redirect to :{inbound}
-  }}
-}}",
-        outbound = ports::OUTBOUND,
-        inbound = ports::INBOUND,
-        first = ports::ADMIN,
-        last = ports::METRICS,
-    )
 }
 
 /// A pod in its own namespace.

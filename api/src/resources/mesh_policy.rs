@@ -4,7 +4,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Port;
+use super::{PolicyStatus, Port};
 
 /// Defaults for a namespace, or for the whole mesh when it is in heddle-system.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -13,6 +13,12 @@ use super::Port;
     version = "v1alpha1",
     kind = "MeshPolicy",
     namespaced,
+    status = "PolicyStatus",
+    shortname = "mpol",
+    category = "heddle",
+    printcolumn = r#"{"name":"mTLS","type":"string","description":"Whether plaintext is taken.","jsonPath":".spec.mtls"}"#,
+    printcolumn = r#"{"name":"Accepted","type":"string","description":"Whether it is in effect on the first of its targets.","jsonPath":".status.ancestors[0].conditions[?(@.type==\"Accepted\")].status"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","description":"When it was made.","jsonPath":".metadata.creationTimestamp"}"#,
     derive = "PartialEq",
     doc = "Defaults for a namespace, or for the whole mesh when it is in heddle-system."
 )]
@@ -23,9 +29,11 @@ pub struct MeshPolicySpec {
     pub mtls: Option<MtlsMode>,
     /// Ports whose bytes are not looked into, unless a Service declares them otherwise. These replace the mesh's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
     pub opaque_ports: Option<Vec<Port>>,
     /// Ports of pods that differ from `mtls`. These replace the mesh's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
     pub ports: Option<Vec<PortMtls>>,
     /// What is logged.
     #[serde(default, skip_serializing_if = "Option::is_none")]

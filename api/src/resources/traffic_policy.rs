@@ -4,7 +4,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Amount, Attempts, Duration, Percent, Share, TargetRef};
+use super::{Amount, Attempts, Duration, Percent, PolicyStatus, Share, TargetRef};
 
 /// How the clients of a Service reach it. What is absent keeps its default.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -13,13 +13,23 @@ use super::{Amount, Attempts, Duration, Percent, Share, TargetRef};
     version = "v1alpha1",
     kind = "TrafficPolicy",
     namespaced,
+    status = "PolicyStatus",
+    shortname = "tpol",
+    category = "heddle",
+    printcolumn = r#"{"name":"Target","type":"string","description":"The first Service that it is for.","jsonPath":".spec.targetRefs[0].name"}"#,
+    printcolumn = r#"{"name":"Algorithm","type":"string","description":"How an endpoint is picked.","jsonPath":".spec.loadBalancing.algorithm"}"#,
+    printcolumn = r#"{"name":"Accepted","type":"string","description":"Whether it is in effect on the first of its targets.","jsonPath":".status.ancestors[0].conditions[?(@.type==\"Accepted\")].status"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","description":"When it was made.","jsonPath":".metadata.creationTimestamp"}"#,
     derive = "PartialEq",
     doc = "How the clients of a Service reach it."
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrafficPolicySpec {
     /// Services of this namespace.
-    #[schemars(length(min = 1))]
+    #[schemars(length(min = 1, max = 16), extend("x-kubernetes-validations" = [{
+        "rule": "self.all(target, target.kind == 'Service')",
+        "message": "a TrafficPolicy is attached to Services, not to a Namespace"
+    }]))]
     pub target_refs: Vec<TargetRef>,
     /// How an endpoint is picked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -67,9 +77,15 @@ pub struct OutlierEjection {
     pub consecutive_failures: Option<Amount>,
     /// How often an endpoint that behaves forgets one of its past ejections. 10s when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-kubernetes-validations" = [{
+        "rule": "duration(self) > duration('0s')", "message": "must be longer than 0s"
+    }]))]
     pub interval: Option<Duration>,
     /// Length of the first ejection; the n-th in a row lasts n times as long. 30s when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-kubernetes-validations" = [{
+        "rule": "duration(self) > duration('0s')", "message": "must be longer than 0s"
+    }]))]
     pub base_ejection: Option<Duration>,
     /// At most this share of the endpoints is out at once. 50 when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -86,6 +102,7 @@ pub struct Retries {
     /// When; whoever names conditions has them hold for every method. When absent: connect failures for every
     /// method, and 502, 503, 504 for GET, HEAD, OPTIONS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16))]
     pub on: Option<Vec<RetryCondition>>,
     /// The time each try may take. None when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -117,12 +134,22 @@ pub enum RetryCondition {
 /// The pauses between tries, doubled each time up to the maximum, with full jitter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "!has(self.base) || !has(self.max) || duration(self.base) <= duration(self.max)",
+    "message": "base is longer than max"
+}]))]
 pub struct Backoff {
     /// The first. 25ms when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-kubernetes-validations" = [{
+        "rule": "duration(self) > duration('0s')", "message": "must be longer than 0s"
+    }]))]
     pub base: Option<Duration>,
     /// The longest. 250ms when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-kubernetes-validations" = [{
+        "rule": "duration(self) > duration('0s')", "message": "must be longer than 0s"
+    }]))]
     pub max: Option<Duration>,
 }
 
@@ -147,8 +174,14 @@ pub struct Timeouts {
     pub request: Option<Duration>,
     /// The making of a connection, handshakes included. 1s when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-kubernetes-validations" = [{
+        "rule": "duration(self) > duration('0s')", "message": "must be longer than 0s"
+    }]))]
     pub connect: Option<Duration>,
     /// A TCP connection without a byte either way. 1h when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-kubernetes-validations" = [{
+        "rule": "duration(self) > duration('0s')", "message": "must be longer than 0s"
+    }]))]
     pub idle: Option<Duration>,
 }

@@ -13,8 +13,11 @@ pub mod files;
 
 use std::{
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
+
+use arc_swap::ArcSwap;
 
 use heddle_api::identity::{CONTROL_PLANE_DNS_NAME, POD_ATTRIBUTE, PodName, SpiffeId};
 use rcgen::{
@@ -75,7 +78,7 @@ pub enum CaError {
 /// A signed leaf.
 #[derive(Debug)]
 pub struct Issued {
-    /// Leaf first, DER. The root is not in it.
+    /// Leaf first, DER, then what lies between it and the root, which is not in it.
     pub chain: Vec<CertificateDer<'static>>,
     /// Beginning, whole seconds.
     pub not_before: SystemTime,
@@ -84,9 +87,12 @@ pub struct Issued {
 }
 
 /// The authority of one trust domain.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Authority {
-    issuer: Issuer<'static, KeyPair>,
+    issuer: Arc<Issuer<'static, KeyPair>>,
+    /// Between leafs and root; empty where the root itself signs.
+    intermediates: Vec<CertificateDer<'static>>,
+    /// When the signing certificate ends.
     root_not_after: SystemTime,
     roots: Vec<CertificateDer<'static>>,
     trust_domain: String,
@@ -127,8 +133,85 @@ impl Authority {
             return Err(content(format!("{} certificates; at most {MAX_ROOTS} are taken", roots.len())));
         }
         let (root, root_not_after) = signing_root(&roots, &key, trust_domain).map_err(content)?;
-        let issuer = Issuer::from_ca_cert_der(root, key)?;
-        Ok(Self { issuer, root_not_after, roots, trust_domain: trust_domain.to_owned(), lifetime })
+        let issuer = Arc::new(Issuer::from_ca_cert_der(root, key)?);
+        let trust_domain = trust_domain.to_owned();
+        Ok(Self { issuer, intermediates: Vec::new(), root_not_after, roots, trust_domain, lifetime })
+    }
+
+    /// Makes the authority of what a Secret holds, all PEM: the signing certificate and what is between it and its root
+    /// (`chain`, `tls.crt`), its key (`tls.key`, PKCS#8 or SEC 1), and the roots (`bundle`, `ca.crt`). This is how
+    /// cert-manager lays out the Secret of a CA certificate; there the chain may be the root itself.
+    ///
+    /// # Errors
+    /// What is wrong with it, as a sentence.
+    pub fn from_pem(
+        chain: &[u8],
+        key: &[u8],
+        bundle: &[u8],
+        trust_domain: &str,
+        lifetime: Duration,
+    ) -> Result<Self, String> {
+        let certificates = |field: &str, pem: &[u8]| {
+            let all = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
+            let all = all.map_err(|error| format!("{field} has no PEM certificates: {error}"))?;
+            if all.is_empty() { Err(format!("{field} has no PEM certificate")) } else { Ok(all) }
+        };
+        let (mut intermediates, roots) = (certificates("tls.crt", chain)?, certificates("ca.crt", bundle)?);
+        if roots.len() > MAX_ROOTS {
+            return Err(format!("ca.crt has {} certificates; at most {MAX_ROOTS} are taken", roots.len()));
+        }
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| format!("tls.key: {error}"))?;
+        let key = KeyPair::try_from(&key).map_err(|error| format!("tls.key: {error}"))?;
+        let (root, root_not_after) = if let Ok(found) = signing_root(&roots, &key, trust_domain) {
+            intermediates.clear();
+            found
+        } else {
+            let (signing, mut end) = signing_root(&intermediates[..1], &key, trust_domain)
+                .map_err(|_| "tls.key belongs neither to the first certificate of tls.crt nor to one of ca.crt, or they are not of an authority of this trust domain".to_owned())?;
+            let last = intermediates.last().unwrap_or(signing);
+            let top = roots.iter().find(|root| issued_by(last, root));
+            let top = top.ok_or("no certificate of ca.crt is the issuer of the last one of tls.crt")?;
+            for certificate in intermediates.iter().chain([top]) {
+                let (_, parsed) =
+                    X509Certificate::from_der(certificate).map_err(|error| error.to_string())?;
+                end = end.min(end_of(&parsed));
+            }
+            (signing, end)
+        };
+        let issuer = Issuer::from_ca_cert_der(root, key).map_err(|error| error.to_string())?;
+        let (issuer, trust_domain) = (Arc::new(issuer), trust_domain.to_owned());
+        Ok(Self { issuer, intermediates, root_not_after, roots, trust_domain, lifetime })
+    }
+
+    /// The same that trusts and hands out other roots.
+    #[must_use]
+    pub fn with_roots(&self, roots: Vec<CertificateDer<'static>>) -> Self {
+        Self { roots, ..self.clone() }
+    }
+
+    /// When the signing certificate, or what is above it, ends.
+    #[must_use]
+    pub const fn not_after(&self) -> SystemTime {
+        self.root_not_after
+    }
+
+    /// How long its leafs live.
+    #[must_use]
+    pub const fn lifetime(&self) -> Duration {
+        self.lifetime
+    }
+
+    /// The roots of these to which what it signs chains.
+    #[must_use]
+    pub fn signs_under<'a>(&self, roots: &'a [CertificateDer<'static>]) -> Vec<&'a CertificateDer<'static>> {
+        let public = self.issuer.key().subject_public_key_info();
+        let under = |root: &&CertificateDer<'static>| match self.intermediates.last() {
+            Some(last) => issued_by(last, root),
+            None => {
+                X509Certificate::from_der(root).is_ok_and(|(_, parsed)| parsed.public_key().raw == public)
+            }
+        };
+        roots.iter().filter(under).collect()
     }
 
     /// The trust bundle.
@@ -170,11 +253,27 @@ impl Authority {
     /// # Errors
     /// When the root has expired.
     pub fn serving(&self, now: SystemTime) -> Result<(Issued, PrivateKeyDer<'static>), CaError> {
+        self.serving_as("Heddle control plane", &[CONTROL_PLANE_DNS_NAME.to_owned()], now)
+    }
+
+    /// Signs a certificate for a fresh key that is good for serving these DNS names alone. Sidecars take the control
+    /// plane for who it is by [`CONTROL_PLANE_DNS_NAME`], so nothing else may have that one.
+    ///
+    /// # Errors
+    /// When the root has expired or a name is none.
+    pub fn serving_as(
+        &self,
+        common_name: &str,
+        names: &[String],
+        now: SystemTime,
+    ) -> Result<(Issued, PrivateKeyDer<'static>), CaError> {
         let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, "Heddle control plane");
-        params.subject_alt_names = vec![SanType::DnsName(CONTROL_PLANE_DNS_NAME.try_into()?)];
+        params.distinguished_name.push(DnType::CommonName, common_name);
+        for name in names {
+            params.subject_alt_names.push(SanType::DnsName(name.as_str().try_into()?));
+        }
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let issued = self.leaf(params, &key, now)?;
         Ok((issued, key.into()))
@@ -200,8 +299,63 @@ impl Authority {
         params.use_authority_key_identifier_extension = true;
         params.serial_number = Some(serial()?);
         let leaf = params.signed_by(key, &self.issuer)?;
-        Ok(Issued { chain: vec![leaf.into()], not_before, not_after })
+        let chain = std::iter::once(leaf.into()).chain(self.intermediates.iter().cloned()).collect();
+        Ok(Issued { chain, not_before, not_after })
     }
+}
+
+/// The authority that signs now; replaced when the root rotates.
+#[derive(Debug)]
+pub struct CurrentAuthority {
+    authority: ArcSwap<Authority>,
+    changed: tokio::sync::watch::Sender<()>,
+}
+
+impl CurrentAuthority {
+    /// Begins with one.
+    #[must_use]
+    pub fn new(authority: Authority) -> Arc<Self> {
+        let changed = tokio::sync::watch::Sender::new(());
+        Arc::new(Self { authority: ArcSwap::from_pointee(authority), changed })
+    }
+
+    /// The one that signs now.
+    #[must_use]
+    pub fn load(&self) -> Arc<Authority> {
+        self.authority.load_full()
+    }
+
+    /// Replaces it.
+    pub fn replace(&self, authority: Authority) {
+        self.authority.store(Arc::new(authority));
+        self.changed.send_replace(());
+    }
+
+    /// Tells when it is replaced.
+    #[must_use]
+    pub fn changes(&self) -> tokio::sync::watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+}
+
+/// A fresh root of a trust domain and its key, both PEM.
+///
+/// # Errors
+/// When the cryptographic library refuses.
+pub fn fresh_root(trust_domain: &str, now: SystemTime) -> Result<(String, String), CaError> {
+    let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
+    Ok((self_signed(&key, trust_domain, now)?, key.serialize_pem()))
+}
+
+fn issued_by(certificate: &CertificateDer<'_>, issuer: &CertificateDer<'_>) -> bool {
+    let parse = |der| X509Certificate::from_der(der).map(|(_, parsed)| parsed);
+    let (Ok(certificate), Ok(issuer)) = (parse(certificate), parse(issuer)) else { return false };
+    certificate.issuer() == issuer.subject()
+}
+
+fn end_of(certificate: &X509Certificate<'_>) -> SystemTime {
+    let end = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0);
+    UNIX_EPOCH + Duration::from_secs(end)
 }
 
 /// Makes a root, PEM. Its URI name is the trust domain (SPIFFE X509-SVID, section 2), so that a state directory is not
@@ -243,8 +397,7 @@ fn signing_root<'a>(
         if let Some(other) = uri_names(&parsed).find(|name| *name != expected) {
             return Err(format!("the root is of {other}, not {expected}: give --trust-domain as before"));
         }
-        let end = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0);
-        signing = Some((root, UNIX_EPOCH + Duration::from_secs(end)));
+        signing = Some((root, end_of(&parsed)));
     }
     signing
         .ok_or_else(|| format!("none of its {} certificates belongs to the key in {KEY_FILE}", roots.len()))

@@ -10,7 +10,7 @@ use heddle_api::resources::{AccessPolicy, MeshPolicy, TargetKind, TargetRef, Tra
 
 use super::{
     AccessTarget, Dep, Mesh, Seniority,
-    facts::{PodEntry, ServiceEntry, SliceEntry},
+    facts::{PodEntry, ServiceEntry, SliceEntry, zone},
     selection::take,
 };
 use crate::object::{Change, Kind, Name, Object, ObjectRef, check::check, name_of, route::Route};
@@ -69,6 +69,15 @@ impl Mesh {
         match (reference.kind, object) {
             // A namespace's policies matter, whether its object is there or not.
             (Kind::Namespace, _) => {}
+            (Kind::Node, object) => {
+                let zone = object.and_then(|o| if let Object::Node(node) = o { zone(node) } else { None });
+                self.set_zone(&reference.name, zone, touched);
+            }
+            (Kind::ReferenceGrant, object) => {
+                let grant = object
+                    .and_then(|o| if let Object::ReferenceGrant(g) = o { Some(g.clone()) } else { None });
+                self.set_grant(&name, grant, touched);
+            }
             (Kind::Pod, object) => {
                 let entry = object
                     .and_then(|o| if let Object::Pod(pod) = o { Some(PodEntry::new(pod)) } else { None });
@@ -120,8 +129,12 @@ impl Mesh {
             self.edit_holders(*ip, |holders| holders.pods.remove(name));
         }
         let labels = self.selection.set_pod(&shared, entry.as_ref().map(|entry| &*entry.labels));
+        if let Some(node) = old.as_ref().and_then(|old| old.node.as_deref()) {
+            take(&mut self.pods_on, node, name);
+        }
         if let Some((mut entry, labels)) = entry.zip(labels) {
             entry.labels = labels;
+            entry.node = entry.node.map(|node| self.stand_on(&node, &shared));
             for ip in &entry.ips {
                 if !entry.host_network {
                     self.edit_holders(*ip, |holders| holders.pods.insert(Arc::clone(&shared)));
@@ -130,6 +143,27 @@ impl Mesh {
             self.pods.insert(shared, entry);
         }
         self.touch_around_pod(name, touched);
+    }
+
+    /// Files a pod under its node, and returns the node's name as it is kept: once for all pods on it.
+    fn stand_on(&mut self, node: &Arc<str>, pod: &Arc<Name>) -> Arc<str> {
+        let node = Arc::clone(self.pods_on.get_key_value(node).map_or(node, |(known, _)| known));
+        self.pods_on.entry(Arc::clone(&node)).or_default().insert(Arc::clone(pod));
+        node
+    }
+
+    fn set_zone(&mut self, node: &str, zone: Option<String>, touched: &mut Touched) {
+        if self.zones.get(node) == zone.as_ref() {
+            return;
+        }
+        match zone {
+            Some(zone) => self.zones.insert(node.to_owned(), zone),
+            None => self.zones.remove(node),
+        };
+        for pod in self.pods_on.get(node).into_iter().flatten() {
+            touched.deps.insert(Dep::pod(pod));
+            self.touch_around_pod(pod, touched);
+        }
     }
 
     fn touch_around_pod(&self, name: &Name, touched: &mut Touched) {

@@ -4,17 +4,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use heddle_api::{SIDECAR_ANNOTATION, v1::AppProtocol};
+use heddle_api::{
+    SIDECAR_ANNOTATION,
+    resources::{TargetKind, TargetRef},
+    v1::AppProtocol,
+};
 
 use super::{
     Mesh,
     apply::{policy_name, services_of},
     facts::Target,
     protocol::declared,
-    route::{backend_refs, holds_at, no_port, parent_is, parent_name, parents, seniority},
+    route::{Unresolved, backend_refs, holds_at, no_port, parent_is, parent_name, parents, seniority},
 };
 use crate::{
-    diagnostics::FieldError,
+    diagnostics::{FieldError, Reason},
     object::{Kind, Name, ObjectRef, route::Route},
 };
 
@@ -51,7 +55,7 @@ impl Mesh {
             Kind::MeshPolicy => self.mesh_policy_problems(&name),
             Kind::Service => self.target_port_problems(&name),
             Kind::Pod => self.pod_problems(&name),
-            Kind::Namespace | Kind::EndpointSlice => Vec::new(),
+            Kind::Namespace | Kind::Node | Kind::EndpointSlice | Kind::ReferenceGrant => Vec::new(),
         }
     }
 
@@ -75,13 +79,14 @@ impl Mesh {
         errors
     }
 
-    fn missing_targets(&self, targets: &BTreeSet<Name>) -> Vec<FieldError> {
+    fn missing_targets(&self, refs: &[TargetRef], targets: &BTreeSet<Name>) -> Vec<FieldError> {
         let missing = targets.iter().filter(|target| !self.services.contains_key(*target));
         let error = |target: &Name| {
             FieldError::error(
-                "spec.targetRefs",
+                target_field(refs, target),
                 format!("Service {target} does not exist: nothing follows from it"),
             )
+            .because(Reason::TargetNotFound)
         };
         missing.map(error).collect()
     }
@@ -89,7 +94,7 @@ impl Mesh {
     fn access_policy_problems(&self, name: &Name) -> Vec<FieldError> {
         let Some(policy) = self.access.get(name) else { return Vec::new() };
         let targets = services_of(&policy.spec.target_refs, &name.namespace);
-        let mut errors = self.missing_targets(&targets);
+        let mut errors = self.missing_targets(&policy.spec.target_refs, &targets);
         for target in &targets {
             let pods: BTreeSet<&Name> = self.selection.pods(target).chain(self.sliced_pods(target)).collect();
             let alive = |pod: &&Name| self.pods.get(*pod).is_some_and(|entry| !entry.finished);
@@ -129,14 +134,15 @@ impl Mesh {
     fn traffic_policy_problems(&self, name: &Name) -> Vec<FieldError> {
         let Some(policy) = self.traffic.get(name) else { return Vec::new() };
         let targets = services_of(&policy.spec.target_refs, &name.namespace);
-        let mut errors = self.missing_targets(&targets);
+        let mut errors = self.missing_targets(&policy.spec.target_refs, &targets);
         for target in &targets {
             let first = self.traffic_of.get(target).and_then(|rivals| rivals.values().next());
             if let Some(first) = first.map(|first| policy_name(first)).filter(|first| first != name) {
                 errors.push(FieldError::error(
-                    "spec.targetRefs",
+                    target_field(&policy.spec.target_refs, target),
                     format!("Service {target} has TrafficPolicy {first}, which goes first; this one ({name}) has no effect on it"),
-                ));
+                )
+                .because(Reason::Conflicted));
             }
         }
         errors
@@ -145,13 +151,16 @@ impl Mesh {
     fn mesh_policy_problems(&self, name: &Name) -> Vec<FieldError> {
         let first = self.mesh_policies.get(&name.namespace).and_then(|rivals| rivals.keys().next());
         match first.filter(|first| first.name != *name) {
-            Some(first) => vec![FieldError::error(
-                "metadata.name",
-                format!(
-                    "namespace {} has MeshPolicy {}, which goes first; this one ({name}) has no effect",
-                    name.namespace, first.name
-                ),
-            )],
+            Some(first) => vec![
+                FieldError::error(
+                    "metadata.name",
+                    format!(
+                        "namespace {} has MeshPolicy {}, which goes first; this one ({name}) has no effect",
+                        name.namespace, first.name
+                    ),
+                )
+                .because(Reason::Conflicted),
+            ],
             None => Vec::new(),
         }
     }
@@ -171,10 +180,13 @@ impl Mesh {
             }
             let name = parent_name(route, parent);
             let Some(service) = self.services.get(&name) else {
-                errors.push(FieldError::error(
-                    field("name"),
-                    format!("Service {name} does not exist: the route has no effect here"),
-                ));
+                errors.push(
+                    FieldError::error(
+                        field("name"),
+                        format!("Service {name} does not exist: the route has no effect here"),
+                    )
+                    .because(Reason::NoMatchingParent),
+                );
                 continue;
             };
             let ports: Vec<_> = service.ports.iter().filter(|port| parent_is(parent, port)).collect();
@@ -184,7 +196,10 @@ impl Mesh {
                     (None, Some(section)) => ("sectionName", section.clone()),
                     (None, None) => ("name", "at all".to_owned()),
                 };
-                errors.push(FieldError::error(field(part), no_port(&name, service, asked)));
+                errors.push(
+                    FieldError::error(field(part), no_port(&name, service, asked))
+                        .because(Reason::NoMatchingParent),
+                );
             }
             for port in ports {
                 let (opaque, tcp) =
@@ -193,7 +208,8 @@ impl Mesh {
                     errors.push(FieldError::error(
                         field("name"),
                         format!("port {} of Service {name} declares that it is not HTTP: the route has no effect on it", port.number),
-                    ));
+                    )
+                    .because(Reason::UnsupportedValue));
                 } else if tcp && !opaque && declared(port).is_some() {
                     errors.push(FieldError::warning(
                         field("name"),
@@ -203,13 +219,13 @@ impl Mesh {
             }
         }
         for (field, backend) in backend_refs(route) {
-            if let Err(message) = self.resolve(route, backend) {
+            if let Err(Unresolved { reason, message }) = self.resolve(route, backend) {
                 let consequence = match route.object.kind {
                     _ if field.ends_with("requestMirror.backendRef") => "nothing is mirrored",
                     Kind::TcpRoute => "its share of the connections is refused",
                     _ => "its share of the requests gets 500",
                 };
-                errors.push(FieldError::error(field, format!("{message}: {consequence}")));
+                errors.push(FieldError::error(field, format!("{message}: {consequence}")).because(reason));
             }
         }
         if route.object.kind == Kind::TcpRoute {
@@ -244,7 +260,16 @@ impl Mesh {
                     "port {port} of Service {service} has TCPRoute {first}, which goes first; this one ({own}) has no effect on it"
                 ),
             )
+            .because(Reason::Conflicted)
         };
         lost.into_iter().map(error).collect()
     }
+}
+
+/// Where a policy names a Service.
+fn target_field(refs: &[TargetRef], target: &Name) -> String {
+    let own = |other: &TargetRef| other.kind == TargetKind::Service && other.name == target.name;
+    refs.iter()
+        .position(own)
+        .map_or("spec.targetRefs".to_owned(), |index| format!("spec.targetRefs[{index}]"))
 }

@@ -161,6 +161,14 @@ impl Mesh {
         holders.flat_map(|holders| &holders.pods).map(|pod| &**pod)
     }
 
+    fn zone(&self, pod: &PodEntry) -> String {
+        if pod.zone.is_empty() {
+            pod.node.as_deref().and_then(|node| self.zones.get(node)).cloned().unwrap_or_default()
+        } else {
+            pod.zone.clone()
+        }
+    }
+
     /// `defaults`: of the pod's namespace, or of the Service's where no pod is known.
     fn endpoint(
         &self,
@@ -183,7 +191,7 @@ impl Mesh {
             port: u32::from(port),
             must_be_meshed: mode == v1::MtlsMode::Strict && identity.is_empty(),
             identity,
-            zone: pod.map(|(_, pod)| pod.zone.clone()).unwrap_or_default(),
+            zone: pod.map(|(_, pod)| self.zone(pod)).unwrap_or_default(),
             weight: 1,
             state: state.into(),
             pod: pod.map(|(name, _)| name.to_string()).unwrap_or_default(),

@@ -11,7 +11,7 @@ use std::{
 use heddle_api::SIDECAR_ANNOTATION;
 use k8s_openapi::{
     api::{
-        core::v1::{Pod, Service},
+        core::v1::{Node, Pod, Service},
         discovery::v1::EndpointSlice,
     },
     apimachinery::pkg::util::intstr::IntOrString,
@@ -24,7 +24,7 @@ use crate::object::{Name, name_of};
 
 /// Label that names an EndpointSlice's Service.
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
-/// Label (of a Pod) that names its zone.
+/// Label (of a Pod or Node) that names its zone.
 const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
 /// A pod.
@@ -44,7 +44,10 @@ pub(super) struct PodEntry {
     /// Shares its node's address, so the address does not tell it.
     pub host_network: bool,
     pub hostname: String,
+    /// What its own label says; otherwise its node's holds.
     pub zone: String,
+    /// On which it runs, where that is known.
+    pub node: Option<Arc<str>>,
     /// Named container ports.
     pub ports: BTreeMap<String, u16>,
 }
@@ -73,6 +76,7 @@ impl PodEntry {
         let labels = meta.labels.clone().unwrap_or_default();
         Self {
             zone: labels.get(ZONE_LABEL).cloned().unwrap_or_default(),
+            node: spec.and_then(|s| s.node_name.as_deref()).filter(|node| !node.is_empty()).map(Arc::from),
             labels: Arc::new(labels),
             ips,
             service_account: spec
@@ -102,6 +106,11 @@ impl PodEntry {
             Target::Named(name) => self.ports.get(name).copied(),
         }
     }
+}
+
+/// A node's zone.
+pub(super) fn zone(node: &Node) -> Option<String> {
+    node.metadata.labels.as_ref()?.get(ZONE_LABEL).filter(|zone| !zone.is_empty()).cloned()
 }
 
 /// A Service.

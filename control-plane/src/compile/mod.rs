@@ -10,6 +10,7 @@ mod check;
 mod destination;
 mod endpoints;
 mod facts;
+mod grant;
 mod inbound;
 mod name;
 mod policy;
@@ -25,6 +26,7 @@ use std::{
     sync::Arc,
 };
 
+use gateway_api::experimental::referencegrants::ReferenceGrant;
 use heddle_api::{
     SYSTEM_NAMESPACE,
     identity::{PodName, SpiffeId},
@@ -164,6 +166,9 @@ enum AccessTarget {
 pub struct Mesh {
     options: Options,
     pods: HashMap<Arc<Name>, PodEntry>,
+    /// Zones by node.
+    zones: HashMap<String, String>,
+    pods_on: HashMap<Arc<str>, BTreeSet<Arc<Name>>>,
     services: HashMap<Arc<Name>, ServiceEntry>,
     selection: Selection,
     slices: HashMap<Name, SliceEntry>,
@@ -174,6 +179,8 @@ pub struct Mesh {
     routes_of: HashMap<Name, BTreeSet<ObjectRef>>,
     traffic: HashMap<Name, Arc<TrafficPolicy>>,
     traffic_of: HashMap<Name, BTreeMap<Seniority, Arc<TrafficPolicy>>>,
+    /// ReferenceGrants by namespace and name.
+    grants: HashMap<String, BTreeMap<String, Arc<ReferenceGrant>>>,
     access: HashMap<Name, Arc<AccessPolicy>>,
     access_of: HashMap<AccessTarget, BTreeSet<Name>>,
     mesh_policies: HashMap<String, BTreeMap<Seniority, Arc<MeshPolicy>>>,

@@ -37,10 +37,12 @@ pub struct Hub {
     mesh: RwLock<Mesh>,
     table: Mutex<Table>,
     streams: Streams,
-    trust: (Arc<str>, v1::TrustBundle),
+    trust_domain: Arc<str>,
+    bundle: Mutex<v1::TrustBundle>,
     problems: Mutex<Vec<Diagnostic>>,
     logged: Mutex<Logged>,
     synced: watch::Sender<bool>,
+    applied: watch::Sender<()>,
     metrics: Arc<Metrics>,
 }
 
@@ -55,16 +57,16 @@ impl Hub {
     /// An empty mesh that trusts `roots`.
     #[must_use]
     pub fn new(options: Options, roots: &[CertificateDer<'static>], metrics: Arc<Metrics>) -> Arc<Self> {
-        let bundle =
-            v1::TrustBundle { roots: roots.iter().map(|root| Bytes::copy_from_slice(root)).collect() };
         Arc::new(Self {
-            trust: (options.trust_domain.as_str().into(), bundle),
+            trust_domain: options.trust_domain.as_str().into(),
+            bundle: Mutex::new(bundle(roots)),
             mesh: RwLock::new(Mesh::new(options)),
             table: Mutex::default(),
             streams: Streams::new(Arc::clone(&metrics)),
             problems: Mutex::default(),
             logged: Mutex::default(),
             synced: watch::Sender::new(false),
+            applied: watch::Sender::new(()),
             metrics,
         })
     }
@@ -113,9 +115,31 @@ impl Hub {
             self.mesh.write().unwrap_or_else(PoisonError::into_inner).apply(batch.changes)
         };
         self.metrics.batches.inc();
+        self.refresh(&touched);
+        self.log_problems();
+        if batch.synced {
+            self.synced.send_if_modified(|synced| !std::mem::replace(synced, true));
+        }
+        self.applied.send_replace(());
+    }
+
+    /// Trusts other roots from now on, and tells every sidecar.
+    pub fn set_roots(&self, roots: &[CertificateDer<'static>]) {
+        *lock(&self.bundle) = bundle(roots);
+        self.refresh(&HashSet::from([Dep::Trust]));
+    }
+
+    /// Tells when a batch was taken in.
+    #[must_use]
+    pub fn applied(&self) -> watch::Receiver<()> {
+        self.applied.subscribe()
+    }
+
+    /// Compiles anew what was made from these, and wakes the streams that it concerns.
+    fn refresh(&self, touched: &HashSet<Dep>) {
         // Between the writing above and each compilation below, a stream may subscribe and compile the same new state;
         // nothing else writes, so both come out alike.
-        let stale = lock(&self.table).made_from(&touched);
+        let stale = lock(&self.table).made_from(touched);
         for key in stale {
             let mesh = self.mesh();
             let (rendered, deps) = self.compile(&mesh, &key);
@@ -125,10 +149,6 @@ impl Hub {
             for id in subscribers {
                 self.streams.mark(id, &key);
             }
-        }
-        self.log_problems();
-        if batch.synced {
-            self.synced.send_if_modified(|synced| !std::mem::replace(synced, true));
         }
     }
 
@@ -194,8 +214,8 @@ impl Hub {
                 (Rendered::inbound(made.value), made.deps)
             }
             Key::TrustBundle(name) => {
-                let known = *name == self.trust.0;
-                (Rendered::trust_bundle(known.then(|| self.trust.1.clone())), vec![Dep::Trust])
+                let known = *name == self.trust_domain;
+                (Rendered::trust_bundle(known.then(|| lock(&self.bundle).clone())), vec![Dep::Trust])
             }
         }
     }
@@ -203,6 +223,10 @@ impl Hub {
     fn mesh(&self) -> RwLockReadGuard<'_, Mesh> {
         self.mesh.read().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn bundle(roots: &[CertificateDer<'static>]) -> v1::TrustBundle {
+    v1::TrustBundle { roots: roots.iter().map(|root| Bytes::copy_from_slice(root)).collect() }
 }
 
 /// Applies the source's batches as they come, until the source is gone.

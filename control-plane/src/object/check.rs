@@ -40,7 +40,7 @@ pub fn check(object: &Object) -> Vec<FieldError> {
                 access_rule(&format!("spec.rules[{i}]"), rule, &mut errors);
             }
         }
-        Object::Namespace(_) | Object::MeshPolicy(_) => {}
+        Object::Namespace(_) | Object::Node(_) | Object::ReferenceGrant(_) | Object::MeshPolicy(_) => {}
     }
     errors
 }
@@ -63,7 +63,7 @@ fn names(object: &Object, errors: &mut Vec<FieldError>) {
     if !plain(&name.name, dots) {
         errors.push(FieldError::error("metadata.name", format!("{:?} {meant}", name.name)));
     }
-    if object.kind() != Kind::Namespace && !plain(&name.namespace, false) {
+    if object.kind().is_namespaced() && !plain(&name.namespace, false) {
         errors.push(FieldError::error("metadata.namespace", format!("{:?} {meant}", name.namespace)));
     }
 }

@@ -8,11 +8,13 @@ pub mod route;
 
 use std::{fmt, sync::Arc};
 
-use gateway_api::experimental::{grpcroutes::GrpcRoute, httproutes::HttpRoute, tcproutes::TcpRoute};
+use gateway_api::experimental::{
+    grpcroutes::GrpcRoute, httproutes::HttpRoute, referencegrants::ReferenceGrant, tcproutes::TcpRoute,
+};
 use heddle_api::resources::{AccessPolicy, MeshPolicy, TrafficPolicy};
 use k8s_openapi::{
     api::{
-        core::v1::{Namespace, Pod, Service},
+        core::v1::{Namespace, Node, Pod, Service},
         discovery::v1::EndpointSlice,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -26,12 +28,14 @@ use crate::diagnostics::Place;
 #[allow(missing_docs, reason = "the names are the kinds")]
 pub enum Kind {
     Namespace,
+    Node,
     Pod,
     Service,
     EndpointSlice,
     HttpRoute,
     GrpcRoute,
     TcpRoute,
+    ReferenceGrant,
     TrafficPolicy,
     AccessPolicy,
     MeshPolicy,
@@ -46,14 +50,16 @@ impl Serialize for Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Namespace,
+        Self::Node,
         Self::Pod,
         Self::Service,
         Self::EndpointSlice,
         Self::HttpRoute,
         Self::GrpcRoute,
         Self::TcpRoute,
+        Self::ReferenceGrant,
         Self::TrafficPolicy,
         Self::AccessPolicy,
         Self::MeshPolicy,
@@ -64,12 +70,14 @@ impl Kind {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Namespace => "Namespace",
+            Self::Node => "Node",
             Self::Pod => "Pod",
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
             Self::HttpRoute => "HTTPRoute",
             Self::GrpcRoute => "GRPCRoute",
             Self::TcpRoute => "TCPRoute",
+            Self::ReferenceGrant => "ReferenceGrant",
             Self::TrafficPolicy => "TrafficPolicy",
             Self::AccessPolicy => "AccessPolicy",
             Self::MeshPolicy => "MeshPolicy",
@@ -80,13 +88,20 @@ impl Kind {
     #[must_use]
     pub const fn api_versions(self) -> &'static [&'static str] {
         match self {
-            Self::Namespace | Self::Pod | Self::Service => &["v1"],
+            Self::Namespace | Self::Node | Self::Pod | Self::Service => &["v1"],
             Self::EndpointSlice => &["discovery.k8s.io/v1"],
             Self::HttpRoute => &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"],
             Self::GrpcRoute => &["gateway.networking.k8s.io/v1"],
             Self::TcpRoute => &["gateway.networking.k8s.io/v1alpha2"],
+            Self::ReferenceGrant => &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"],
             Self::TrafficPolicy | Self::AccessPolicy | Self::MeshPolicy => &["heddle.dev/v1alpha1"],
         }
+    }
+
+    /// Whether objects of the kind live in a namespace.
+    #[must_use]
+    pub const fn is_namespaced(self) -> bool {
+        !matches!(self, Self::Namespace | Self::Node)
     }
 }
 
@@ -96,12 +111,12 @@ impl fmt::Display for Kind {
     }
 }
 
-/// Which object: kind, namespace (empty for a Namespace) and name.
+/// Which object: kind, namespace (empty where the kind has none) and name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct ObjectRef {
     /// The kind.
     pub kind: Kind,
-    /// Empty for a Namespace.
+    /// Empty for a Namespace or Node.
     pub namespace: String,
     /// The name.
     pub name: String,
@@ -144,12 +159,14 @@ impl fmt::Display for Name {
 #[allow(missing_docs, reason = "the names are the kinds")]
 pub enum Object {
     Namespace(Arc<Namespace>),
+    Node(Arc<Node>),
     Pod(Arc<Pod>),
     Service(Arc<Service>),
     EndpointSlice(Arc<EndpointSlice>),
     HttpRoute(Arc<HttpRoute>),
     GrpcRoute(Arc<GrpcRoute>),
     TcpRoute(Arc<TcpRoute>),
+    ReferenceGrant(Arc<ReferenceGrant>),
     TrafficPolicy(Arc<TrafficPolicy>),
     AccessPolicy(Arc<AccessPolicy>),
     MeshPolicy(Arc<MeshPolicy>),
@@ -161,12 +178,14 @@ impl Object {
     pub const fn kind(&self) -> Kind {
         match self {
             Self::Namespace(_) => Kind::Namespace,
+            Self::Node(_) => Kind::Node,
             Self::Pod(_) => Kind::Pod,
             Self::Service(_) => Kind::Service,
             Self::EndpointSlice(_) => Kind::EndpointSlice,
             Self::HttpRoute(_) => Kind::HttpRoute,
             Self::GrpcRoute(_) => Kind::GrpcRoute,
             Self::TcpRoute(_) => Kind::TcpRoute,
+            Self::ReferenceGrant(_) => Kind::ReferenceGrant,
             Self::TrafficPolicy(_) => Kind::TrafficPolicy,
             Self::AccessPolicy(_) => Kind::AccessPolicy,
             Self::MeshPolicy(_) => Kind::MeshPolicy,
@@ -178,12 +197,14 @@ impl Object {
     pub fn meta(&self) -> &ObjectMeta {
         match self {
             Self::Namespace(o) => &o.metadata,
+            Self::Node(o) => &o.metadata,
             Self::Pod(o) => &o.metadata,
             Self::Service(o) => &o.metadata,
             Self::EndpointSlice(o) => &o.metadata,
             Self::HttpRoute(o) => &o.metadata,
             Self::GrpcRoute(o) => &o.metadata,
             Self::TcpRoute(o) => &o.metadata,
+            Self::ReferenceGrant(o) => &o.metadata,
             Self::TrafficPolicy(o) => &o.metadata,
             Self::AccessPolicy(o) => &o.metadata,
             Self::MeshPolicy(o) => &o.metadata,
@@ -195,7 +216,7 @@ impl Object {
     pub fn reference(&self) -> ObjectRef {
         let kind = self.kind();
         let Name { namespace, name } = name_of(self.meta());
-        ObjectRef { kind, namespace: if kind == Kind::Namespace { String::new() } else { namespace }, name }
+        ObjectRef { kind, namespace: if kind.is_namespaced() { namespace } else { String::new() }, name }
     }
 }
 

@@ -11,9 +11,9 @@ use super::{
     kept::Kept,
 };
 use crate::{
-    diagnostics::{Diagnostic, FieldError, Place, Severity},
+    diagnostics::{Diagnostic, FieldError, Place, Reason, Severity},
     few::Few,
-    object::{Change, Kind, Object, ObjectRef},
+    object::{Change, Object, ObjectRef},
 };
 
 /// What was found at a path.
@@ -21,10 +21,23 @@ use crate::{
 pub(super) enum Found {
     /// A file with these documents.
     Documents(Vec<Document>),
+    /// What the file held when it was last good, before this process began. What it is now comes next, in the same part.
+    Recalled(Vec<Document>),
     /// A file that cannot be read, and why. What it held stays.
     Unreadable(String),
     /// Nothing any more.
     Gone,
+}
+
+impl Found {
+    /// Whether something there cannot be used.
+    pub(super) fn is_broken(&self) -> bool {
+        match self {
+            Self::Documents(documents) => documents.iter().any(Document::is_broken),
+            Self::Unreadable(_) => true,
+            Self::Recalled(_) | Self::Gone => false,
+        }
+    }
 }
 
 /// All files' objects.
@@ -53,6 +66,8 @@ struct Entry {
 struct File {
     objects: BTreeMap<Arc<ObjectRef>, Slot>,
     problems: Vec<Diagnostic>,
+    /// What is kept of it is from before this process began.
+    recalled: bool,
 }
 
 /// An object of a file.
@@ -98,6 +113,9 @@ impl Catalog {
                 Found::Gone => continue,
                 Found::Unreadable(message) => unreadable(&path, old, &message),
                 Found::Documents(documents) => read(&path, old, documents, &mut self.strays),
+                Found::Recalled(documents) => {
+                    File { recalled: true, ..read(&path, old, documents, &mut self.strays) }
+                }
             };
             for reference in new.objects.keys() {
                 self.own(reference, &path);
@@ -115,6 +133,7 @@ impl Catalog {
 
     fn settle_all(&mut self, touched: BTreeSet<Arc<ObjectRef>>) -> Vec<Change> {
         let mut changes = Vec::new();
+        // Once for each object, however often its file was found.
         for reference in touched {
             self.settle(&reference, &mut changes);
         }
@@ -225,16 +244,21 @@ struct Stray {
 }
 
 fn unreadable(path: &Path, old: File, message: &str) -> File {
-    let kept = if old.objects.is_empty() { "" } else { "; the last good state of its objects stays" };
+    let kept = match (old.objects.is_empty(), old.recalled) {
+        (true, _) => "",
+        (_, false) => "; the last good state of its objects stays",
+        (_, true) => "; the last good state of its objects, from before the control plane started, stays",
+    };
     let problem = Diagnostic {
         severity: Severity::Error,
+        reason: Reason::Invalid,
         file: Some(path.to_owned()),
         line: None,
         object: None,
         field: None,
         message: format!("cannot be read: {message}{kept}"),
     };
-    File { objects: old.objects, problems: vec![problem] }
+    File { objects: old.objects, problems: vec![problem], recalled: old.recalled }
 }
 
 fn read(path: &Arc<Path>, mut old: File, documents: Vec<Document>, strays: &mut Vec<Stray>) -> File {
@@ -274,12 +298,16 @@ fn read(path: &Arc<Path>, mut old: File, documents: Vec<Document>, strays: &mut 
             Subject::Known(known) => known == reference,
             Subject::Named(name) => {
                 reference.name == name.name
-                    && (reference.kind == Kind::Namespace || reference.namespace == name.namespace)
+                    && (!reference.kind.is_namespaced() || reference.namespace == name.namespace)
             }
             Subject::Any(_) => true,
         };
         let kept: Vec<_> = old.objects.iter().filter(|(reference, _)| was(reference)).collect();
+        new.recalled |= old.recalled && !kept.is_empty();
         let consequence = match (&problem.subject, kept.is_empty(), &problem.closed) {
+            (_, false, _) if old.recalled => {
+                "; the last good state of it, from before the control plane started, stays"
+            }
             (Subject::Any(_), false, _) => "; the last good state of the file's objects stays",
             (_, false, _) => "; the last good state of it stays",
             (_, true, Some(Object::MeshPolicy(_))) => {
@@ -304,6 +332,7 @@ fn read(path: &Arc<Path>, mut old: File, documents: Vec<Document>, strays: &mut 
         for (line, error) in problem.errors {
             new.problems.push(Diagnostic {
                 severity: error.severity,
+                reason: error.reason,
                 file: Some(path.to_path_buf()),
                 line: Some(line),
                 object: object.clone(),
@@ -316,154 +345,4 @@ fn read(path: &Arc<Path>, mut old: File, documents: Vec<Document>, strays: &mut 
 }
 
 #[cfg(test)]
-mod tests {
-    use super::{super::document::parse, *};
-
-    fn pod(name: &str, image: &str) -> String {
-        format!(
-            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{nodeName: {image}, containers: []}}\n"
-        )
-    }
-
-    const BROKEN: &str = "---\nkind: [\n";
-
-    struct World(Catalog);
-
-    impl World {
-        fn new() -> Self {
-            Self(Catalog::default())
-        }
-
-        /// Writes files and says what changed: `+name` or `-name`.
-        fn write(&mut self, files: &[(&str, Option<&str>)]) -> Vec<String> {
-            let found = files
-                .iter()
-                .map(|(path, text)| {
-                    // As the directory source does it: what is known of the file is not read again.
-                    let known = self.0.documents(Path::new(path));
-                    let documents = |text| parse(text, |digest| known.get(&digest).cloned());
-                    let found = text.map_or(Found::Gone, |text| Found::Documents(documents(text)));
-                    (PathBuf::from(path), found)
-                })
-                .collect::<Vec<_>>();
-            let changes = self.0.apply(found).into_iter().filter_map(|change| match change {
-                Change::Upsert(object) => Some(format!("+{}", object.reference().name)),
-                Change::Remove(reference) => Some(format!("-{}", reference.name)),
-                Change::Place(..) => None,
-            });
-            changes.collect()
-        }
-
-        fn problems(&self) -> Vec<String> {
-            self.0.problems().iter().map(ToString::to_string).collect()
-        }
-    }
-
-    #[test]
-    fn only_what_changed_is_sent_on() {
-        let mut world = World::new();
-        let two = pod("a", "x") + &pod("b", "x");
-        assert_eq!(world.write(&[("1.yaml", Some(&two))]), ["+a", "+b"]);
-        assert_eq!(world.write(&[("1.yaml", Some(&two))]), [""; 0]);
-        assert_eq!(world.write(&[("1.yaml", Some(&(pod("a", "x") + &pod("b", "y"))))]), ["+b"]);
-        assert_eq!(world.write(&[("1.yaml", Some(&pod("b", "y")))]), ["-a"]);
-        assert_eq!(world.write(&[("1.yaml", None)]), ["-b"]);
-    }
-
-    #[test]
-    fn a_document_that_breaks_keeps_its_last_good_state_until_it_is_mended_or_deleted() {
-        let mut world = World::new();
-        world.write(&[("1.yaml", Some(&(pod("a", "x") + &pod("b", "x"))))]);
-        let wrong = pod("b", "x").replace("containers", "contianers");
-        assert_eq!(world.write(&[("1.yaml", Some(&(pod("a", "y") + &wrong)))]), ["+a"]);
-        assert!(
-            world
-                .problems()
-                .iter()
-                .any(|p| p.contains("1.yaml:10: Pod shop/b: spec.contianers: is not a field"))
-        );
-        assert!(world.problems()[0].ends_with("; the last good state of it stays"));
-        assert_eq!(world.write(&[("1.yaml", Some(BROKEN))]), [""; 0], "all of the file stays");
-        assert_eq!(world.write(&[("1.yaml", Some(&pod("a", "z")))]), ["+a", "-b"]);
-        assert!(world.problems().is_empty());
-    }
-
-    #[test]
-    fn a_misspelt_kind_keeps_the_object_of_that_name_alone() {
-        let mut world = World::new();
-        world.write(&[("1.yaml", Some(&(pod("a", "x") + &pod("b", "x"))))]);
-        let wrong = pod("a", "x").replace("kind: Pod", "kind: Pdo");
-        assert_eq!(world.write(&[("1.yaml", Some(&wrong))]), ["-b"]);
-    }
-
-    #[test]
-    fn a_file_that_cannot_be_read_keeps_everything() {
-        let mut world = World::new();
-        world.write(&[("1.yaml", Some(&pod("a", "x")))]);
-        let changes = world.0.apply(vec![("1.yaml".into(), Found::Unreadable("permission denied".into()))]);
-        assert_eq!(changes, []);
-        assert_eq!(
-            world.problems(),
-            ["1.yaml: cannot be read: permission denied; the last good state of its objects stays"]
-        );
-    }
-
-    #[test]
-    fn of_an_object_in_two_files_the_first_by_name_holds_and_both_are_named() {
-        let mut world = World::new();
-        world.write(&[("2.yaml", Some(&pod("a", "second")))]);
-        assert_eq!(world.write(&[("1.yaml", Some(&pod("a", "first")))]), ["+a"]);
-        assert_eq!(
-            world.problems(),
-            ["2.yaml:2: Pod shop/a: is in 1.yaml too, which comes first by name and holds"]
-        );
-        assert_eq!(world.write(&[("2.yaml", Some(&pod("a", "third")))]), [""; 0]);
-        assert_eq!(world.write(&[("1.yaml", None)]), ["+a"]);
-        assert!(world.problems().is_empty());
-    }
-
-    #[test]
-    fn an_object_that_moves_to_another_file_is_not_removed_in_between() {
-        let mut world = World::new();
-        world.write(&[("1.yaml", Some(&pod("a", "x")))]);
-        assert_eq!(world.write(&[("1.yaml", None), ("2.yaml", Some(&pod("a", "x")))]), [""; 0]);
-        let wrong = pod("a", "x").replace("containers", "contianers");
-        assert_eq!(
-            world.write(&[("2.yaml", None), ("3.yaml", Some(&wrong))]),
-            [""; 0],
-            "not even when it breaks"
-        );
-    }
-
-    #[test]
-    fn a_broken_document_of_one_part_gives_way_to_a_good_one_of_a_later_part() {
-        let policy = |action: &str| {
-            format!(
-                "kind: AccessPolicy\napiVersion: heddle.dev/v1alpha1\nmetadata: {{name: p, namespace: shop}}\nspec: {{targetRefs: [{{kind: Service, name: reviews}}], action: {action}}}\n"
-            )
-        };
-        let found = |path: &str, text: &str| [(PathBuf::from(path), Found::Documents(parse(text, |_| None)))];
-        let mut catalog = Catalog::default();
-        assert_eq!(catalog.apply_part(found("1.yaml", &policy("Alow"))), []);
-        let changes = catalog.apply(found("2.yaml", &policy("Allow")));
-        let used = changes.iter().find_map(|change| match change {
-            Change::Upsert(Object::AccessPolicy(policy)) => Some(policy.spec.action),
-            _ => None,
-        });
-        assert_eq!(used, Some(heddle_api::resources::AccessAction::Allow));
-    }
-
-    #[test]
-    fn an_access_policy_that_was_never_good_denies() {
-        let policy = |action: &str| {
-            format!(
-                "kind: AccessPolicy\napiVersion: heddle.dev/v1alpha1\nmetadata: {{name: p, namespace: shop}}\nspec: {{targetRefs: [{{kind: Service, name: reviews}}], action: {action}}}\n"
-            )
-        };
-        let mut world = World::new();
-        assert_eq!(world.write(&[("1.yaml", Some(&policy("Alow")))]), ["+p"]);
-        assert!(world.problems()[0].contains("everything is denied"), "{:?}", world.problems());
-        assert_eq!(world.write(&[("1.yaml", Some(&policy("Allow")))]), ["+p"]);
-        assert_eq!(world.write(&[("1.yaml", Some(&policy("Alow")))]), [""; 0], "the last good one stays");
-    }
-}
+mod tests;

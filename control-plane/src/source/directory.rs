@@ -19,9 +19,10 @@ use super::{
     catalog::{Catalog, Found},
     document,
     files::{self, Stamp},
+    last_good::LastGood,
     notices::{self, Notice},
 };
-use crate::diagnostics::{Diagnostic, Log, Severity};
+use crate::diagnostics::{Diagnostic, Log, Reason, Severity};
 
 /// How often everything is looked at while the kernel gives notice, and while it does not. With notice, a look takes at
 /// most a hundredth of the time, if that is not too rare.
@@ -39,11 +40,12 @@ const WHILE_OPEN: Duration = Duration::from_millis(if cfg!(target_os = "linux") 
 const DOUBT_GONE: Duration = Duration::from_millis(60);
 const DOUBT_EMPTY: Duration = Duration::from_millis(500);
 
-/// Reads the directory, sends everything it holds, then what changes, until the receiver is gone.
+/// Reads the directory, sends everything it holds, then what changes, until the receiver is gone. What its files held
+/// when they were last good is kept in `state`, a directory that exists.
 ///
 /// # Errors
 /// When the directory cannot be read at the start.
-pub async fn run(dir: PathBuf, tx: mpsc::Sender<Batch>) -> anyhow::Result<()> {
+pub async fn run(dir: PathBuf, state: PathBuf, tx: mpsc::Sender<Batch>) -> anyhow::Result<()> {
     let (notices, mut noticed) = mpsc::channel(4096);
     // Watched before it is first read, so that nothing falls between the two.
     let watcher = match notices::watch(&dir, notices) {
@@ -54,7 +56,7 @@ pub async fn run(dir: PathBuf, tx: mpsc::Sender<Batch>) -> anyhow::Result<()> {
         }
     };
     let look = if watcher.is_some() { LOOK } else { LOOK_WITHOUT_NOTICE };
-    let mut reader = Reader::new(dir.clone());
+    let mut reader = Reader::new(dir.clone(), LastGood::new(&state));
     let mut log = Log::default();
     let mut pending = Pending::default();
 
@@ -188,6 +190,7 @@ impl Pending {
 struct Reader {
     dir: PathBuf,
     catalog: Catalog,
+    last_good: LastGood,
     known: BTreeMap<PathBuf, Known>,
     /// Since when a path looks gone or empty although it held objects.
     doubts: HashMap<PathBuf, Instant>,
@@ -215,10 +218,11 @@ struct Outcome {
 }
 
 impl Reader {
-    fn new(dir: PathBuf) -> Self {
+    fn new(dir: PathBuf, last_good: LastGood) -> Self {
         Self {
             dir,
             catalog: Catalog::default(),
+            last_good,
             known: BTreeMap::new(),
             doubts: HashMap::new(),
             blind: Vec::new(),
@@ -252,6 +256,10 @@ impl Reader {
                     };
                     paths.extend(listing.files.iter().filter(changed).map(|(path, _)| path.clone()));
                     paths.retain(|path| !work.busy.contains(path));
+                    // What cannot be seen may still be there.
+                    if !self.synced && listing.blind.is_empty() {
+                        self.last_good.retain(listing.files.keys());
+                    }
                     self.blind = listing.blind;
                 }
                 Err(error) => {
@@ -265,11 +273,20 @@ impl Reader {
         {
             outcome.rest = paths.split_off(&next);
         }
-        let found = paths.into_iter().filter_map(|path| {
-            let found = self.find(&path, now, &mut outcome.again)?;
-            Some((path, found))
-        });
-        let found: Vec<_> = found.collect();
+        let mut found = Vec::new();
+        for path in paths {
+            let is_new = !self.known.contains_key(&path);
+            let Some(news) = self.find(&path, now, &mut outcome.again) else { continue };
+            // Broken, and what it was is known only from before. Both in one part: the second is read in the light of
+            // the first, and nothing is sent on in between.
+            if is_new
+                && news.is_broken()
+                && let Some(before) = self.last_good.recall(&path)
+            {
+                found.push((path.clone(), Found::Recalled(before)));
+            }
+            found.push((path, news));
+        }
         outcome.changes =
             if outcome.rest.is_empty() { self.catalog.apply(found) } else { self.catalog.apply_part(found) };
         outcome
@@ -283,6 +300,7 @@ impl Reader {
                 if self.doubtful(path, now, DOUBT_GONE, again) {
                     return None;
                 }
+                self.last_good.forget(path);
                 return self.known.remove(path).map(|_| Found::Gone);
             }
             Err(error) => {
@@ -301,8 +319,10 @@ impl Reader {
         if same {
             return None;
         }
-        let documents = self.catalog.documents(path);
-        Some(Found::Documents(document::parse(&text, |digest| documents.get(&digest).cloned())))
+        let known = self.catalog.documents(path);
+        let documents = document::parse(&text, |digest| known.get(&digest).cloned());
+        self.last_good.keep(path, &text, &documents);
+        Some(Found::Documents(documents))
     }
 
     /// Whether what looks gone or empty is not to be believed yet.
@@ -331,6 +351,7 @@ impl Reader {
         let mut problems = self.catalog.problems();
         problems.extend(self.blind.iter().map(|(path, error)| Diagnostic {
             severity: Severity::Error,
+            reason: Reason::Invalid,
             file: Some(path.clone()),
             line: None,
             object: None,

@@ -5,6 +5,8 @@ pub mod directory;
 mod document;
 mod files;
 mod kept;
+pub mod kubernetes;
+mod last_good;
 mod notices;
 
 use crate::{diagnostics::Diagnostic, object::Change};

@@ -15,13 +15,13 @@ use arc_swap::ArcSwap;
 use rustls::{
     RootCertStore, ServerConfig,
     crypto::aws_lc_rs,
-    server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
+    server::{NoServerSessionStorage, WebPkiClientVerifier},
 };
 use tonic::Status;
 
 use self::peer::Peer;
 use crate::{
-    ca::{Authority, CaError},
+    ca::{Authority, CaError, CurrentAuthority},
     metrics::{Metrics, Refused},
 };
 
@@ -46,8 +46,7 @@ pub enum TlsError {
 
 /// The serving side's configuration, replaced while connections use the former one.
 pub struct ServingTls {
-    authority: Arc<Authority>,
-    verifier: Arc<dyn ClientCertVerifier>,
+    authority: Arc<CurrentAuthority>,
     config: ArcSwap<ServerConfig>,
 }
 
@@ -56,17 +55,12 @@ impl ServingTls {
     ///
     /// # Errors
     /// When the authority cannot sign or rustls refuses its roots.
-    pub fn new(authority: Arc<Authority>, now: SystemTime) -> Result<(Arc<Self>, SystemTime), TlsError> {
-        let mut roots = RootCertStore::empty();
-        for root in authority.roots() {
-            roots.add(root.clone())?;
-        }
-        let provider = Arc::new(aws_lc_rs::default_provider());
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
-            .allow_unauthenticated()
-            .build()?;
-        let (config, due) = configure(&authority, &verifier, now)?;
-        Ok((Arc::new(Self { authority, verifier, config: ArcSwap::new(config) }), due))
+    pub fn new(
+        authority: Arc<CurrentAuthority>,
+        now: SystemTime,
+    ) -> Result<(Arc<Self>, SystemTime), TlsError> {
+        let (config, due) = configure(&authority.load(), now)?;
+        Ok((Arc::new(Self { authority, config: ArcSwap::new(config) }), due))
     }
 
     /// The configuration for the next connection.
@@ -75,16 +69,20 @@ impl ServingTls {
         self.config.load_full()
     }
 
-    /// Replaces the serving certificate at two thirds of its life, for ever.
+    /// Replaces the serving certificate at two thirds of its life and when the authority is replaced, for ever.
     pub async fn rotate(self: Arc<Self>, mut due: SystemTime) {
+        let mut changes = self.authority.changes();
         loop {
             // By the wall clock, in steps: a machine that was suspended wakes to what is due.
             let left = due.duration_since(SystemTime::now()).unwrap_or_default();
             if !left.is_zero() {
-                tokio::time::sleep(left.min(STEP)).await;
-                continue;
+                // The sender is in `self`, so it does not go away.
+                let changed = tokio::time::timeout(left.min(STEP), changes.changed()).await;
+                if changed.is_err() {
+                    continue;
+                }
             }
-            match configure(&self.authority, &self.verifier, SystemTime::now()) {
+            match configure(&self.authority.load(), SystemTime::now()) {
                 Ok((config, next)) => {
                     self.config.store(config);
                     due = next;
@@ -100,16 +98,19 @@ impl ServingTls {
 }
 
 /// TLS 1.3, HTTP/2, no resumption: a resumed session would pass by the verification of the client's certificate.
-fn configure(
-    authority: &Authority,
-    verifier: &Arc<dyn ClientCertVerifier>,
-    now: SystemTime,
-) -> Result<(Arc<ServerConfig>, SystemTime), TlsError> {
-    let (issued, key) = authority.serving(now)?;
+fn configure(authority: &Authority, now: SystemTime) -> Result<(Arc<ServerConfig>, SystemTime), TlsError> {
+    let mut roots = RootCertStore::empty();
+    for root in authority.roots() {
+        roots.add(root.clone())?;
+    }
     let provider = Arc::new(aws_lc_rs::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+        .allow_unauthenticated()
+        .build()?;
+    let (issued, key) = authority.serving(now)?;
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_client_cert_verifier(Arc::clone(verifier))
+        .with_client_cert_verifier(verifier)
         .with_single_cert(issued.chain, key)?;
     config.alpn_protocols = vec![b"h2".to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -183,8 +184,8 @@ mod tests {
     fn the_serving_certificate_is_replaced_before_it_ends() {
         let dir = tempfile::tempdir().unwrap();
         let (life, now) = (Duration::from_secs(3600), SystemTime::now());
-        let authority = Arc::new(Authority::open(dir.path(), "cluster.local", life, now).unwrap());
-        let (_, due) = ServingTls::new(authority, now).unwrap();
+        let authority = Authority::open(dir.path(), "cluster.local", life, now).unwrap();
+        let (_, due) = ServingTls::new(CurrentAuthority::new(authority), now).unwrap();
         assert!(due > now + life / 2 && due < now + life * 3 / 4);
     }
 }

@@ -28,12 +28,14 @@ pub use self::live::{CertificateFacts, Live, Running};
 pub use self::ready::{Readiness, Token};
 use crate::log::Logs;
 use crate::metrics::{Metrics, Observed};
+use crate::probe::Replayer;
+use crate::redirect::check::Instance;
 
 /// Connections open at once on one listener. Each may hold a page that its reader is slow to take, 14 MB at worst.
 pub const MAX_CONNECTIONS: usize = 16;
 /// In which a request's head must be there.
 const HEADER_TIME: Duration = Duration::from_secs(5);
-/// In which all of an exchange must be over.
+/// In which all of an exchange must be over; kubelet's may take what its pod declares.
 const EXCHANGE_TIME: Duration = Duration::from_secs(30);
 /// Bytes that a request's head may have.
 const HEADER_LIMIT: usize = 16 * 1024;
@@ -62,6 +64,10 @@ pub struct Admin {
     pub logs: Logs,
     /// What it knows of the mesh.
     pub live: Arc<dyn Live>,
+    /// The probes of its pod.
+    pub probes: Replayer,
+    /// This process and no other; what [`crate::redirect::check`] knows it by.
+    pub instance: Instance,
 }
 
 impl Admin {
@@ -120,6 +126,7 @@ pub async fn serve(listener: TcpListener, surface: Surface, admin: Arc<Admin>) -
 }
 
 async fn connection(io: TcpStream, surface: Surface, admin: Arc<Admin>) {
+    let limit = EXCHANGE_TIME.max(admin.probes.longest() + HEADER_TIME);
     let service = service_fn(move |request| {
         let admin = Arc::clone(&admin);
         async move { Ok::<_, Infallible>(pages::answer(&admin, surface, request).await) }
@@ -130,7 +137,7 @@ async fn connection(io: TcpStream, surface: Surface, admin: Arc<Admin>) {
         .max_buf_size(HEADER_LIMIT)
         .keep_alive(false)
         .serve_connection(TokioIo::new(io), service);
-    let ended = timeout(EXCHANGE_TIME, connection).await;
+    let ended = timeout(limit, connection).await;
     if let Some(error) = problem(ended) {
         tracing::debug!(error, "an admin connection ended early");
     }

@@ -4,13 +4,14 @@ use std::fmt::Write;
 use std::net::IpAddr;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_TYPE, HOST, ORIGIN};
+use http::header::{ALLOW, CONTENT_TYPE, HOST, ORIGIN, USER_AGENT};
 use http::uri::Authority;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::{BodyExt, Full, Limited};
 
 use super::{Admin, Surface, config_view};
+use crate::redirect::check;
 
 /// Longest body that is read.
 const BODY_LIMIT: usize = 4 * 1024;
@@ -27,10 +28,13 @@ enum Page {
     Metrics,
     Config,
     LogLevel,
+    Instance,
+    Probe,
 }
 
 impl Page {
-    const ALL: [Self; 5] = [Self::Index, Self::Ready, Self::Metrics, Self::Config, Self::LogLevel];
+    const ALL: [Self; 7] =
+        [Self::Index, Self::Ready, Self::Metrics, Self::Config, Self::LogLevel, Self::Instance, Self::Probe];
 
     const fn path(self) -> &'static str {
         match self {
@@ -39,6 +43,8 @@ impl Page {
             Self::Metrics => "/metrics",
             Self::Config => "/config",
             Self::LogLevel => "/log-level",
+            Self::Instance => check::PAGE,
+            Self::Probe => "/probe/",
         }
     }
 
@@ -48,6 +54,8 @@ impl Page {
             Self::Ready => "200 when the sidecar can serve, 503 and what is missing when not",
             Self::Metrics => "what the sidecar counts, as OpenMetrics",
             Self::Config => "what the sidecar knows of the mesh, as JSON",
+            Self::Instance => "a word that is this process's alone",
+            Self::Probe => "…<container>/<kind>: replays a probe or hook of the pod's spec",
             Self::LogLevel => "the level of the log; PUT or POST another, as `info,heddle_proxy=debug`",
         }
     }
@@ -55,7 +63,7 @@ impl Page {
     const fn is_on(self, surface: Surface) -> bool {
         match surface {
             Surface::Admin => true,
-            Surface::Metrics => matches!(self, Self::Ready | Self::Metrics),
+            Surface::Metrics => matches!(self, Self::Ready | Self::Metrics | Self::Instance | Self::Probe),
         }
     }
 
@@ -67,7 +75,9 @@ impl Page {
     }
 
     fn find(surface: Surface, path: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|page| page.is_on(surface) && page.path() == path)
+        let is_at =
+            |page: Self| page.path() == path || (page == Self::Probe && path.starts_with(page.path()));
+        Self::ALL.into_iter().find(|&page| page.is_on(surface) && is_at(page))
     }
 }
 
@@ -103,6 +113,12 @@ where
         Page::Metrics => response(StatusCode::OK, OPEN_METRICS, admin.scrape()),
         Page::Config => response(StatusCode::OK, JSON, config_view::text(admin)),
         Page::LogLevel => show_level(admin),
+        Page::Instance => response(StatusCode::OK, TEXT, admin.instance.to_string()),
+        Page::Probe => {
+            let probe = parts.uri.path().strip_prefix(page.path()).unwrap_or_default();
+            let (status, text) = admin.probes.replay(probe, parts.headers.get(USER_AGENT)).await;
+            response(status, TEXT, text)
+        }
     }
 }
 

@@ -62,6 +62,8 @@ fn admin(live: Fixed) -> (Arc<Admin>, Filtering) {
         readiness: Readiness::default(),
         logs,
         live: Arc::new(live),
+        probes: Replayer::new(heddle_api::probe::Probes::default(), "127.0.0.1".parse().unwrap()).unwrap(),
+        instance: Instance::new().unwrap(),
     };
     (Arc::new(admin), filter)
 }

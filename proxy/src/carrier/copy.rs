@@ -36,6 +36,10 @@ const TURN: usize = 16;
 pub trait Socket: AsyncRead + AsyncWrite + Unpin {
     /// Breaks off.
     fn abort(self);
+
+    /// How long what was written may lie unread at the peer's before the system breaks off; none: as long as it likes.
+    /// Where a connection is within another one, that is for the outer one to say, and this does nothing.
+    fn limit_unread(&self, _: Option<Duration>) {}
 }
 
 impl Socket for TcpStream {
@@ -43,22 +47,41 @@ impl Socket for TcpStream {
         // Closing with a linger time of 0 is what sends RST. It fails only for a socket that is gone already.
         let _gone = socket2::SockRef::from(&self).set_linger(Some(Duration::ZERO));
     }
+
+    fn limit_unread(&self, limit: Option<Duration>) {
+        // TCP_USER_TIMEOUT (RFC 5482) counts a shut window in; 0 is none. It fails only for a socket that is gone.
+        let _gone = socket2::SockRef::from(self).set_tcp_user_timeout(Some(limit.unwrap_or(Duration::ZERO)));
+    }
+}
+
+impl<S: Socket> Socket for Rewind<S> {
+    fn abort(self) {
+        self.into_parts().1.abort();
+    }
+
+    fn limit_unread(&self, limit: Option<Duration>) {
+        self.get_ref().limit_unread(limit);
+    }
 }
 
 impl Socket for TokioIo<Upgraded> {
     fn abort(self) {
         // hyper gives a connection back only as what it was made from: dialled, accepted (looked into, and
-        // listened to), or the same within a CONNECT. What was read ahead is lost with the connection.
+        // listened to), or the same within a CONNECT, on HTTP/1 or HTTP/2. What was read ahead is lost with it.
         let upgraded = match self.into_inner().downcast::<TokioIo<TcpStream>>() {
             Ok(parts) => return parts.io.into_inner().abort(),
             Err(upgraded) => upgraded,
         };
         let upgraded = match upgraded.downcast::<TokioIo<Listened<Rewind<TcpStream>>>>() {
-            Ok(parts) => return parts.io.into_inner().into_inner().into_parts().1.abort(),
+            Ok(parts) => return parts.io.into_inner().into_inner().abort(),
+            Err(upgraded) => upgraded,
+        };
+        let upgraded = match upgraded.downcast::<TokioIo<Listened<Rewind<Rewind<TcpStream>>>>>() {
+            Ok(parts) => return parts.io.into_inner().into_inner().abort(),
             Err(upgraded) => upgraded,
         };
         if let Ok(parts) = upgraded.downcast::<TokioIo<Listened<Rewind<Self>>>>() {
-            parts.io.into_inner().into_inner().into_parts().1.abort();
+            parts.io.into_inner().into_inner().abort();
         }
     }
 }
@@ -74,6 +97,8 @@ pub enum End {
     TunnelReset,
     /// No byte either way for the idle timeout; both were reset.
     Idle,
+    /// It was told to stop; both were reset.
+    Stopped,
 }
 
 /// What a copy did.
@@ -89,7 +114,19 @@ pub struct Copied {
 
 /// Copies until both sides have ended, one has broken off, or nothing has moved for `idle` (looked at every ten
 /// seconds, or more often when it is shorter). `early` was already read from the socket and goes first.
-pub async fn both_ways<S: Socket>(mut socket: S, tunnel: Tunnel, early: Bytes, idle: Duration) -> Copied {
+pub async fn both_ways<S: Socket>(socket: S, tunnel: Tunnel, early: Bytes, idle: Duration) -> Copied {
+    both_ways_until(socket, tunnel, early, idle, std::future::pending()).await
+}
+
+/// The same, but no longer than until `stop` is through.
+pub async fn both_ways_until<S: Socket>(
+    mut socket: S,
+    tunnel: Tunnel,
+    early: Bytes,
+    idle: Duration,
+    stop: impl Future<Output = ()>,
+) -> Copied {
+    let mut stop = pin!(stop);
     let mut copy = Copy {
         tunnel,
         up: Up { early, buffer: BytesMut::new(), size: 0, done: false, bytes: 0 },
@@ -103,6 +140,9 @@ pub async fn both_ways<S: Socket>(mut socket: S, tunnel: Tunnel, early: Bytes, i
         loop {
             if let Poll::Ready(end) = copy.poll(&mut socket, cx) {
                 return Poll::Ready(end);
+            }
+            if stop.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(End::Stopped);
             }
             ready!(alarm.as_mut().poll(cx));
             alarm.as_mut().reset(Instant::now() + look);
@@ -120,7 +160,7 @@ pub async fn both_ways<S: Socket>(mut socket: S, tunnel: Tunnel, early: Bytes, i
         End::Finished => {}
         End::SocketReset => copy.tunnel.reset(Code::CONNECT_ERROR),
         End::TunnelReset => socket.abort(),
-        End::Idle => {
+        End::Idle | End::Stopped => {
             copy.tunnel.reset(Code::CANCEL);
             socket.abort();
         }

@@ -27,7 +27,7 @@ mod testing;
 mod tests;
 
 pub use body::CarrierBody;
-pub use copy::both_ways;
+pub use copy::{both_ways, both_ways_until};
 pub use peer::{Peer, SendError, Sent};
 pub use pool::Pool;
 pub use pump::{respond, unless_reset};

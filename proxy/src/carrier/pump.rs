@@ -106,8 +106,10 @@ where
 }
 
 /// Runs a future unless the caller cancels its request first. Until the response is sent nothing else notices that.
-pub async fn unless_reset<F: Future>(respond: &mut SendResponse<Bytes>, future: F) -> Option<F::Output> {
-    let mut future = pin!(future);
+pub async fn unless_reset<F: Future>(
+    respond: &mut SendResponse<Bytes>,
+    mut future: Pin<&mut F>,
+) -> Option<F::Output> {
     poll_fn(|cx| match future.as_mut().poll(cx) {
         Poll::Ready(output) => Poll::Ready(Some(output)),
         // An error is the connection's end: the caller is as gone.

@@ -147,7 +147,7 @@ impl World {
         Self::listening(form, move |io, credentials, drained| {
             let serve = serve.clone();
             async move {
-                if let Ok(incoming) = server::handshake(io, &credentials).await {
+                if let Ok(incoming) = server::handshake(io, &credentials, crate::meter::STALL).await {
                     serve(incoming, drained).await;
                 }
             }

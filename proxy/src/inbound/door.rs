@@ -11,9 +11,9 @@ use std::{
 
 use bytes::Bytes;
 use heddle_api::identity::SpiffeId;
-use http::{HeaderValue, Request, Response, Version, request};
+use http::{HeaderValue, Method, Request, Response, Uri, Version, request};
 use http_body::Body;
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, sync::Notify};
 
 use crate::{
     access::{Caller, Decision},
@@ -37,6 +37,8 @@ pub(super) struct Door {
     pub(super) identity: Option<SpiffeId>,
     /// The series of the request before; mostly it is the next one's too.
     series: RefCell<Option<Held>>,
+    /// A request's body stalled: the client is to take its requests to another connection.
+    pub(super) stalled: Notify,
 }
 
 /// A handle, and what it is for.
@@ -55,6 +57,25 @@ pub(super) struct Refused {
     pub(super) sentence: String,
     /// The application was not reached, provably: the caller may try elsewhere.
     pub(super) unsent: bool,
+}
+
+/// What was let in, and goes on: it is judged again when policy changes.
+#[derive(Debug)]
+pub(super) struct Permitted {
+    pub(super) application: SocketAddr,
+    /// The request that it began as; none: opaque bytes.
+    pub(super) request: Option<(Method, Uri)>,
+}
+
+impl Permitted {
+    /// Whether it would still be let in.
+    pub(super) fn still(&self, door: &Door) -> Result<(), Refused> {
+        let port = self.application.port();
+        match &self.request {
+            Some((method, uri)) => door.admit_request_of(port, method, uri.path()).map(drop),
+            None => door.admit_bytes(port),
+        }
+    }
 }
 
 impl Refused {
@@ -78,7 +99,7 @@ impl From<edge::Malformed> for Refused {
 
 impl Door {
     pub(super) fn new(worker: Rc<Worker>, client: SocketAddr, identity: Option<SpiffeId>) -> Rc<Self> {
-        Rc::new(Self { worker, client, identity, series: RefCell::new(None) })
+        Rc::new(Self { worker, client, identity, series: RefCell::new(None), stalled: Notify::new() })
     }
 
     /// The pod's own side.
@@ -139,11 +160,32 @@ impl Door {
 
     /// Whether a request may go to a port; gives back what the application there speaks.
     pub(super) fn admit_request(&self, port: u16, parts: &request::Parts) -> Result<AppProtocol, Refused> {
+        self.admit_request_of(port, &parts.method, parts.uri.path())
+    }
+
+    /// The same, of a request that is gone.
+    pub(super) fn admit_request_of(
+        &self,
+        port: u16,
+        method: &Method,
+        path: &str,
+    ) -> Result<AppProtocol, Refused> {
         let inbound = self.inbound()?;
         self.admit_unencrypted(&inbound, port)?;
         let rules = inbound.port(port);
-        self.decided(port, rules.access.http(self.caller(), &parts.method, parts.uri.path()))?;
+        self.decided(port, rules.access.http(self.caller(), method, path))?;
         Ok(rules.protocol)
+    }
+
+    /// Waits until policy no longer allows what it allowed: `judge` is asked now, and whenever the pod's side changes.
+    pub(super) async fn revoked(&self, judge: impl Fn() -> Result<(), Refused>) -> Refused {
+        loop {
+            let changed = self.worker.store.inbound_changed();
+            if let Err(refused) = judge() {
+                return refused;
+            }
+            changed.await;
+        }
     }
 
     fn admit_unencrypted(&self, inbound: &Inbound, port: u16) -> Result<(), Refused> {

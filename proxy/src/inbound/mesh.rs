@@ -3,7 +3,7 @@
 //! The connection's TLS server name says which port and in what form, the certificate who calls; nothing in a
 //! request is believed about either.
 
-use std::{net::SocketAddr, rc::Rc};
+use std::{net::SocketAddr, pin::pin, rc::Rc, time::Duration};
 
 use bytes::Bytes;
 use h2::{Reason as Code, RecvStream, server::SendResponse};
@@ -15,7 +15,7 @@ use tokio::{net::TcpStream, time::Instant};
 use super::{
     TCP_IDLE,
     body::InboundBody,
-    door::{Door, Refused},
+    door::{Door, Permitted, Refused},
     record::{self, Record},
 };
 use crate::{
@@ -26,8 +26,14 @@ use crate::{
         unless_reset,
         upgrade::{self, Asked},
     },
+    meter::STALLED,
     metrics::{Direction, Flow, PeerRefusal},
-    plain::{PlainBody, PlainVersion, Upgrade, edge, refusal},
+    plain::{
+        PlainBody, PlainVersion, Upgrade,
+        edge::{self, LastHost},
+        pace::{Pace, Paced},
+        refusal,
+    },
     reason::Reason,
     worker::Worker,
 };
@@ -41,7 +47,7 @@ pub async fn serve(worker: Rc<Worker>, io: TcpStream) {
         tracing::debug!(%client, "mesh connection refused: no certificate yet");
         return;
     };
-    let incoming = match server::handshake(io, &credentials).await {
+    let incoming = match server::handshake(io, &credentials, patience(&worker)).await {
         Ok(incoming) => incoming,
         Err(error) => {
             let refused = refusal_of(&error);
@@ -61,13 +67,16 @@ pub async fn serve(worker: Rc<Worker>, io: TcpStream) {
         application: door.own_application(local.ip(), incoming.name.port),
         door,
     });
-    let handler = move |request, respond| {
-        let connection = Rc::clone(&connection);
-        async move { connection.stream(request, respond).await }
-    };
+    let handler = move |request, respond| Rc::clone(&connection).stream(request, respond);
     if let Err(error) = incoming.serve(handler, leaving).await {
         tracing::debug!(%client, %error, "mesh connection ended");
     }
+}
+
+/// A sidecar judges its own application's readers and bodies, and resets what stalls; it is only judged here where it does
+/// not, so it gets twice its time.
+fn patience(worker: &Worker) -> Duration {
+    2 * worker.settings.stall_timeout
 }
 
 /// What is counted of a connection that did not come to its first request.
@@ -96,7 +105,7 @@ struct Connection {
 }
 
 impl Connection {
-    async fn stream(&self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+    async fn stream(self: Rc<Self>, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
         match upgrade::asked(&request) {
             Err(malformed) => {
                 tracing::debug!(malformed, client = %self.door.client, "stream refused");
@@ -114,9 +123,14 @@ impl Connection {
         let (parts, body) = CarrierBody::of_request(request).into_parts();
         let record = self.record(&parts);
         let form = refusal::Form::of(&parts.method, &parts.headers);
-        let answering = self.answer(parts, body);
+        let (body, pace) = Paced::new(body, &parts.headers, patience(&self.door.worker));
         // None: the caller cancelled, and with the future goes the application's request.
-        let Some(answer) = unless_reset(&mut respond, answering).await else { return };
+        let answering = pin!(self.answer(parts, body));
+        let answer = unless_reset(&mut respond, pin!(Pace::watch(pace, answering))).await;
+        let Some(answer) = answer else { return };
+        let Ok(answer) = answer else {
+            return stalled(respond, record);
+        };
         match answer {
             Ok(answer) => reply(respond, InboundBody::application(answer, record)).await,
             Err(refused) => refuse(respond, record, &refused, form, false).await,
@@ -126,7 +140,7 @@ impl Connection {
     async fn answer(
         &self,
         mut parts: request::Parts,
-        body: CarrierBody,
+        body: Paced<CarrierBody>,
     ) -> Result<Response<PlainBody>, Refused> {
         let version = match self.name.form {
             Form::Http1 => PlainVersion::Http1,
@@ -134,7 +148,7 @@ impl Connection {
             Form::Tcp => return Err(self.misfit("requests")),
         };
         let application = self.application.clone()?;
-        edge::request(&mut parts, self.door.worker.settings.header_limit)?;
+        edge::request(&mut parts, self.door.worker.settings.header_limit, &LastHost::default())?;
         self.door.admit_request(application.port(), &parts)?;
         self.door.send(application, version, parts, body).await
     }
@@ -144,13 +158,13 @@ impl Connection {
         let (mut parts, received) = request.into_parts();
         parts.method = asked.method.clone();
         let record = self.record(&parts);
-        let answering = self.ask(parts, &asked);
-        let Some(answer) = unless_reset(&mut respond, answering).await else { return };
+        let answer = unless_reset(&mut respond, pin!(self.ask(parts, &asked))).await;
+        let Some(answer) = answer else { return };
         match answer {
-            Ok((application, Upgrade::Switched(head, upgraded))) => {
+            Ok((asked, Upgrade::Switched(head, upgraded))) => {
                 let (head, ()) = head.into_parts();
                 let head = Response::from_parts(upgrade::answer(head), ());
-                self.switch(record, application, TokioIo::new(upgraded), received, respond, head).await;
+                self.switch(record, asked, TokioIo::new(upgraded), received, respond, head).await;
             }
             Ok((_, Upgrade::Declined(answer))) => {
                 let (head, body) = InboundBody::application(answer, record).into_parts();
@@ -160,20 +174,21 @@ impl Connection {
         }
     }
 
-    async fn ask(&self, mut parts: request::Parts, asked: &Asked) -> Result<(SocketAddr, Upgrade), Refused> {
+    async fn ask(&self, mut parts: request::Parts, asked: &Asked) -> Result<(Permitted, Upgrade), Refused> {
         if self.name.form != Form::Http1 {
             return Err(self.misfit("upgrades"));
         }
         let application = self.application.clone()?;
-        edge::request(&mut parts, self.door.worker.settings.header_limit)?;
+        edge::request(&mut parts, self.door.worker.settings.header_limit, &LastHost::default())?;
         self.door.admit_request(application.port(), &parts)?;
-        Ok((application, self.door.upgrade(application, parts, &asked.protocol).await?))
+        let permitted = Permitted { application, request: Some((parts.method.clone(), parts.uri.clone())) };
+        Ok((permitted, self.door.upgrade(application, parts, &asked.protocol).await?))
     }
 
     async fn switch<S: carrier::copy::Socket>(
         &self,
         mut record: Record,
-        application: SocketAddr,
+        permitted: Permitted,
         io: S,
         received: RecvStream,
         respond: SendResponse<Bytes>,
@@ -183,7 +198,7 @@ impl Connection {
         record.status = Some(http::StatusCode::SWITCHING_PROTOCOLS);
         drop(record);
         match Tunnel::accept(Request::new(received), respond, head) {
-            Ok(tunnel) => self.copy(application, io, tunnel, started).await,
+            Ok(tunnel) => self.copy(permitted, io, tunnel, started).await,
             Err(error) => tracing::debug!(%error, "the caller left before its upgrade was confirmed"),
         }
     }
@@ -191,7 +206,8 @@ impl Connection {
     /// Opaque TCP. Whatever the CONNECT names, the application's port is the connection's.
     async fn tunnel(&self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
         let started = Instant::now();
-        let Some(opened) = unless_reset(&mut respond, self.open()).await else { return };
+        let opened = unless_reset(&mut respond, pin!(self.open())).await;
+        let Some(opened) = opened else { return };
         let (application, io) = match opened {
             Ok(opened) => opened,
             Err(refused) => {
@@ -201,7 +217,7 @@ impl Connection {
             }
         };
         match Tunnel::accept(request, respond, Response::new(())) {
-            Ok(tunnel) => self.copy(application, io, tunnel, started).await,
+            Ok(tunnel) => self.copy(Permitted { application, request: None }, io, tunnel, started).await,
             Err(error) => tracing::debug!(%error, "the caller left before its tunnel was open"),
         }
     }
@@ -217,15 +233,24 @@ impl Connection {
 
     async fn copy<S: carrier::copy::Socket>(
         &self,
-        application: SocketAddr,
+        permitted: Permitted,
         io: S,
         tunnel: Tunnel,
         started: Instant,
     ) {
-        let Copied { sent, received, .. } = carrier::both_ways(io, tunnel, Bytes::new(), TCP_IDLE).await;
+        let application = permitted.application;
+        let mut revoked = None;
+        let stop = async {
+            revoked = Some(self.door.revoked(|| permitted.still(&self.door)).await);
+        };
+        let Copied { sent, received, .. } =
+            carrier::both_ways_until(io, tunnel, Bytes::new(), TCP_IDLE, stop).await;
         let metrics = &self.door.worker.metrics;
         metrics.tcp_bytes(Direction::Inbound, Flow::ToServer, received);
         metrics.tcp_bytes(Direction::Inbound, Flow::ToClient, sent);
+        if let Some(refused) = revoked {
+            record::refused(&self.door, Some(application), refused.reason, &refused.sentence);
+        }
         record::connection(&self.door, application, started, (received, sent));
     }
 
@@ -250,6 +275,12 @@ async fn refuse(
     record.refused(refused.reason, !refused.unsent);
     drop(record);
     say(respond, refused, form, is_upgrade).await;
+}
+
+/// Ends a stream whose request does not go on. The [meter](crate::meter) counts such resets.
+fn stalled(mut respond: SendResponse<Bytes>, mut record: Record) {
+    record.refused(Reason::RequestStalled, true);
+    respond.send_reset(STALLED);
 }
 
 /// REFUSED_STREAM where the caller may try elsewhere, else an answer with the reason.

@@ -6,9 +6,9 @@
 use std::{
     cell::Cell,
     convert::Infallible,
-    future::pending,
     io,
     net::{IpAddr, SocketAddr},
+    pin::pin,
     rc::Rc,
     time::Duration,
 };
@@ -27,17 +27,22 @@ use tokio::{
 use super::{
     TCP_IDLE,
     body::InboundBody,
-    door::{Door, Refused},
+    door::{Door, Permitted, Refused},
     record::{self, Record},
 };
 use crate::{
+    carrier::copy::Socket,
     config::AppProtocol,
     detect::{Protocol, Rewind, detect},
-    meter::{Metered, Side},
+    meter::Metered,
     metrics::{Direction, Flow},
-    plain::{self, PlainBody, PlainVersion, Upgrade, edge, refusal, settings},
+    plain::{
+        self, PlainBody, PlainVersion, Upgrade, edge,
+        pace::{Pace, Paced},
+        parking, refusal, settings,
+    },
     reason::Reason,
-    relay::{Relayed, relay},
+    relay::relay_until,
     worker::Worker,
 };
 
@@ -89,7 +94,9 @@ async fn redirected(door: &Rc<Door>, io: TcpStream, original: SocketAddr) -> io:
         Ok(AppProtocol::Http | AppProtocol::Http1 | AppProtocol::Http2) => {
             match detect(io, Some(IDLE)).await? {
                 (Protocol::Silent, _) => Ok(()),
-                (Protocol::Http2, io) => serve_http2(door, io, Target::Application(application)).await,
+                (Protocol::Http2, io) => {
+                    Box::pin(serve_http2(door, io, Target::Application(application))).await
+                }
                 (Protocol::Http1 | Protocol::Tls | Protocol::Opaque, io) => {
                     serve_http1(door, io, Target::Application(application)).await
                 }
@@ -120,7 +127,7 @@ async fn detected(
 ) -> io::Result<()> {
     match protocol {
         Protocol::Http1 => serve_http1(door, io, Target::Application(application)).await,
-        Protocol::Http2 => serve_http2(door, io, Target::Application(application)).await,
+        Protocol::Http2 => Box::pin(serve_http2(door, io, Target::Application(application))).await,
         Protocol::Tls | Protocol::Opaque | Protocol::Silent => pass_bytes(door, io, application).await,
     }
 }
@@ -139,14 +146,14 @@ async fn silent(door: &Rc<Door>, io: TcpStream, application: SocketAddr) -> io::
     tokio::select! {
         biased;
         _ = server.readable() => {
-            copy(door, Rewind::new(Bytes::new(), io), server, application).await
+            Box::pin(copy(door, Rewind::new(Bytes::new(), io), server, application)).await
         }
         _ = io.readable() => match detect(io, None).await? {
             (protocol @ (Protocol::Http1 | Protocol::Http2), io) => {
                 drop(server);
                 detected(door, io, protocol, application).await
             }
-            (_, io) => copy(door, io, server, application).await,
+            (_, io) => Box::pin(copy(door, io, server, application)).await,
         },
         () = tokio::time::sleep(TCP_IDLE) => Ok(()),
     }
@@ -159,7 +166,7 @@ async fn pass_bytes(door: &Rc<Door>, io: Rewind<TcpStream>, application: SocketA
         Err(refused) => Err(refused),
     };
     match dialled {
-        Ok(server) => copy(door, io, server, application).await,
+        Ok(server) => Box::pin(copy(door, io, server, application)).await,
         Err(refused) => turn_away(door, &io.into_parts().1, Some(application), &refused),
     }
 }
@@ -170,14 +177,29 @@ async fn copy(
     server: TcpStream,
     application: SocketAddr,
 ) -> io::Result<()> {
-    let started = Instant::now();
     let (early, io) = io.into_parts();
-    relayed(door, application, started, relay(io, server, early, TCP_IDLE).await);
+    pass_while(door, Permitted { application, request: None }, early, io, server).await;
     Ok(())
 }
 
-/// Counts and records what passed.
-fn relayed(door: &Door, application: SocketAddr, started: Instant, bytes: Relayed) {
+/// Relays for as long as policy permits, and counts and records what passed.
+async fn pass_while<C: Socket, S: Socket>(
+    door: &Door,
+    permitted: Permitted,
+    early: Bytes,
+    client: C,
+    server: S,
+) {
+    let started = Instant::now();
+    let application = permitted.application;
+    let mut revoked = None;
+    let stop = async {
+        revoked = Some(door.revoked(|| permitted.still(door)).await);
+    };
+    let bytes = relay_until(client, server, early, TCP_IDLE, stop).await;
+    if let Some(refused) = revoked {
+        record::refused(door, Some(application), refused.reason, &refused.sentence);
+    }
     let metrics = &door.worker.metrics;
     metrics.tcp_bytes(Direction::Inbound, Flow::ToServer, bytes.forth);
     metrics.tcp_bytes(Direction::Inbound, Flow::ToClient, bytes.back);
@@ -188,7 +210,7 @@ fn relayed(door: &Door, application: SocketAddr, started: Instant, bytes: Relaye
 async fn explicit(door: &Rc<Door>, io: TcpStream, ip: IpAddr) -> io::Result<()> {
     match detect(io, Some(IDLE)).await? {
         (Protocol::Http1, io) => serve_http1(door, io, Target::Authority(ip)).await,
-        (Protocol::Http2, io) => serve_http2(door, io, Target::Authority(ip)).await,
+        (Protocol::Http2, io) => Box::pin(serve_http2(door, io, Target::Authority(ip))).await,
         (protocol, io) => {
             let sentence = format!("{protocol:?} bytes that were not redirected name no port");
             let refused = Refused::new(Reason::NoDestination, sentence);
@@ -215,21 +237,18 @@ fn reset(io: &TcpStream) {
 }
 
 async fn serve_http1(door: &Rc<Door>, io: Rewind<TcpStream>, target: Target) -> io::Result<()> {
-    let drain = door.worker.drain.clone();
+    let worker = &door.worker;
+    io.limit_unread(Some(worker.settings.stall_timeout));
     let door_of_requests = Rc::clone(door);
-    let service = service_fn(move |request| {
-        let door = Rc::clone(&door_of_requests);
-        async move { Ok::<_, Infallible>(answer(door, target, request).await) }
-    });
-    let (http1, io) = settings::http1_server(io, Some(IDLE));
-    let serving = http1.serve_connection(io, service).with_upgrades();
-    let ended = drain
-        .drive(serving, pending(), hyper::server::conn::http1::UpgradeableConnection::graceful_shutdown)
-        .await;
-    ended.map_err(|error| unreadable(door, error))
+    let answer = move |request| answer(Rc::clone(&door_of_requests), target, request);
+    parking::serve_http1(&worker.parking, io, Some(IDLE), worker.drain.clone(), answer)
+        .await
+        .map_err(|error| unreadable(door, error))
 }
 
 async fn serve_http2(door: &Rc<Door>, io: Rewind<TcpStream>, target: Target) -> io::Result<()> {
+    let patience = door.worker.settings.stall_timeout;
+    io.limit_unread(Some(patience));
     let drain = door.worker.drain.clone();
     let door_of_requests = Rc::clone(door);
     let asked = Rc::new(Cell::new(false));
@@ -247,11 +266,17 @@ async fn serve_http2(door: &Rc<Door>, io: Rewind<TcpStream>, target: Target) -> 
             }
         }
     };
+    let enough = async move {
+        tokio::select! {
+            () = idle => {}
+            () = door.stalled.notified() => {}
+        }
+    };
     let mut http2 = settings::http2_server();
     http2.timer(TokioTimer::new()).keep_alive_interval(PING_EVERY).keep_alive_timeout(PING_TIMEOUT);
-    let io = TokioIo::new(Metered::new(io, Side::Server));
+    let io = TokioIo::new(Metered::server(io, patience));
     let serving = http2.serve_connection(io, service);
-    let ended = drain.drive(serving, idle, hyper::server::conn::http2::Connection::graceful_shutdown).await;
+    let ended = drain.drive(serving, enough, hyper::server::conn::http2::Connection::graceful_shutdown).await;
     ended.map_err(|error| unreadable(door, error))
 }
 
@@ -267,7 +292,7 @@ async fn answer(door: Rc<Door>, target: Target, mut request: Request<Incoming>) 
     let on_upgrade = hyper::upgrade::on(&mut request);
     let (mut parts, body) = request.into_parts();
     let form = refusal::Form::of(&parts.method, &parts.headers);
-    let read = edge::request(&mut parts, door.worker.settings.header_limit);
+    let read = edge::request(&mut parts, door.worker.settings.header_limit, &edge::LastHost::default());
     let application = match &read {
         Ok(_) => application(&door, target, &parts),
         Err(malformed) => Err(Refused::from(*malformed)),
@@ -345,21 +370,29 @@ async fn pass(
         AppProtocol::Detect | AppProtocol::Http => PlainVersion::Http1,
     };
     let Some((protocol, on_upgrade)) = upgrade.filter(|_| speaks == PlainVersion::Http1) else {
-        return Ok(Passed::Answer(door.send(application, speaks, parts, body).await?));
+        let (body, pace) = Paced::new(body, &parts.headers, door.worker.settings.stall_timeout);
+        let answer = pin!(door.send(application, speaks, parts, body));
+        return match Pace::watch(pace, answer).await {
+            Ok(answer) => Ok(Passed::Answer(answer?)),
+            Err(stalled) => {
+                door.stalled.notify_one();
+                Err(Refused::new(Reason::RequestStalled, stalled.to_string()))
+            }
+        };
     };
+    let (method, uri) = (parts.method.clone(), parts.uri.clone());
     match Box::pin(door.upgrade(application, parts, &protocol)).await? {
         Upgrade::Declined(answer) => Ok(Passed::Answer(answer)),
         Upgrade::Switched(mut answer, server) => {
             answer.headers_mut().insert(header::UPGRADE, protocol);
             answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            let permitted = Permitted { application, request: Some((method, uri)) };
             let door = Rc::clone(door);
             tokio::task::spawn_local(async move {
                 match timeout(HANDOVER, on_upgrade).await {
                     Ok(Ok(client)) => {
-                        let started = Instant::now();
                         let (client, server) = (TokioIo::new(client), TokioIo::new(server));
-                        let bytes = relay(client, server, Bytes::new(), TCP_IDLE).await;
-                        relayed(&door, application, started, bytes);
+                        pass_while(&door, permitted, Bytes::new(), client, server).await;
                     }
                     Ok(Err(error)) => {
                         tracing::debug!(%error, "the client left before its upgrade was confirmed");

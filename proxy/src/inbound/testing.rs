@@ -36,7 +36,7 @@ use crate::{
     log::Logs,
     metrics::{Metrics, Observed},
     outbound,
-    plain::PlainPool,
+    plain::{PlainPool, parking::Lot},
     store::Store,
     worker::{Drain, DrainTrigger, Settings, Worker},
 };
@@ -114,6 +114,7 @@ impl World {
             carrier: Pool::new(Arc::clone(&reviews), metrics.worker(0)),
             identity: reviews,
             plain: PlainPool::new(settings.header_limit),
+            parking: Lot::new(drain.clone()),
             resolver: outbound::resolve::Resolver::default(),
             metrics: metrics.worker(0),
             series: outbound::SeriesCache::default(),

@@ -8,10 +8,10 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
 use super::{
+    http::ClientBody,
     mirror::{Copy, Tee},
     record::Record,
 };
@@ -36,7 +36,7 @@ pub enum RequestBody {
 impl RequestBody {
     /// The client's body; `again` if the request may be tried again. The copies are sent when it has ended.
     #[must_use]
-    pub fn new(incoming: Incoming, again: bool, copies: Vec<Copy>) -> Self {
+    pub fn new(incoming: ClientBody, again: bool, copies: Vec<Copy>) -> Self {
         if incoming.is_end_stream() {
             copies.into_iter().for_each(Copy::send);
             return Self::Empty;

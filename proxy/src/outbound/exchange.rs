@@ -3,13 +3,12 @@
 use std::{rc::Rc, sync::Arc, time::Duration};
 
 use http::{HeaderValue, Response, Version, header, request};
-use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::{
     attempt::{Reply, attempts},
     body::{RequestBody, ResponseBody},
-    http::Refused,
+    http::{ClientBody, Refused},
     mirror::Copy,
     record::Record,
 };
@@ -144,7 +143,7 @@ pub fn decide<'a>(destination: &'a Destination, parts: &mut request::Parts) -> R
 pub async fn run(
     exchange: Exchange<'_>,
     parts: request::Parts,
-    body: Incoming,
+    body: ClientBody,
 ) -> Result<Response<ResponseBody>, Refused> {
     let Exchange { worker, destination, version, started } = exchange;
     let (method, uri) = (parts.method.clone(), parts.uri.clone());
@@ -162,7 +161,7 @@ pub async fn run(
 async fn routed(
     exchange: Exchange<'_>,
     mut parts: request::Parts,
-    body: Incoming,
+    body: ClientBody,
     record: &mut Record,
 ) -> Result<Response<ResponseBody>, Refused> {
     let decision = match decide(exchange.destination, &mut parts)? {

@@ -3,13 +3,14 @@
 //! The way of a request: [`answer`] here makes it well-formed and finds its destination; [`super::exchange`]
 //! routes, balances, sends and judges; what the sidecar refuses leaves through [`super::answer`].
 
-use std::{cell::Cell, convert::Infallible, future::pending, rc::Rc, sync::Arc};
+use std::{cell::Cell, convert::Infallible, pin::pin, rc::Rc, sync::Arc};
 
-use http::{Method, Request, Response, Version};
+use http::{Method, Request, Response, Version, uri::Authority};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
+    sync::Notify,
     time::Instant,
 };
 
@@ -22,13 +23,23 @@ use super::{
     tunnel,
 };
 use crate::{
-    meter::{Metered, Side},
+    detect::Rewind,
+    meter::Metered,
     metrics::Direction,
-    plain::{self, edge, refusal::Form, settings},
+    plain::{
+        self, edge,
+        pace::{Pace, Paced, Stalled},
+        parking,
+        refusal::Form,
+        settings,
+    },
     reason::Reason,
     store::{Lookup, Slot},
     worker::Worker,
 };
+
+/// The body of an application's request.
+pub type ClientBody = Paced<Incoming>;
 
 /// Whom the requests of a connection are for.
 #[derive(Clone, Debug)]
@@ -43,30 +54,38 @@ pub enum Target {
 struct Connection {
     worker: Rc<Worker>,
     target: Target,
-    /// The destination of the request before: clients mostly stay with one.
-    last: Cell<Option<Arc<Slot>>>,
+    last_host: edge::LastHost,
+    /// The destination of the request before, and as what it was asked for: clients mostly stay with one.
+    last: Cell<Option<(Authority, Arc<Slot>)>>,
+    /// A request's body stalled: the client is to take its requests to another connection.
+    stalled: Notify,
 }
 
-/// Serves HTTP/1 until either side closes, or the sidecar drains.
-pub async fn serve_http1<T>(worker: Rc<Worker>, io: T, target: Target)
+impl Connection {
+    fn new(worker: Rc<Worker>, target: Target) -> Rc<Self> {
+        Rc::new(Self {
+            worker,
+            target,
+            last_host: edge::LastHost::default(),
+            last: Cell::new(None),
+            stalled: Notify::new(),
+        })
+    }
+}
+
+/// Serves HTTP/1 until either side closes, or the sidecar drains; as long as an application likes to keep it.
+pub async fn serve_http1<T>(worker: Rc<Worker>, io: Rewind<T>, target: Target)
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let drain = worker.drain.clone();
+    let (drain, parking) = (worker.drain.clone(), Rc::clone(&worker.parking));
     let metrics = Arc::clone(&worker.metrics);
-    let connection = Rc::new(Connection { worker, target, last: Cell::new(None) });
-    let service = service_fn(move |request| {
+    let connection = Connection::new(worker, target);
+    let answer = move |request| {
         let connection = Rc::clone(&connection);
-        async move { Ok::<_, Infallible>(answer(&connection, request).await) }
-    });
-    // As long as an application likes to keep it.
-    let idle = None;
-    let (http1, io) = settings::http1_server(io, idle);
-    let serving = http1.serve_connection(io, service).with_upgrades();
-    let ended = drain
-        .drive(serving, pending(), hyper::server::conn::http1::UpgradeableConnection::graceful_shutdown)
-        .await;
-    if let Err(error) = ended {
+        async move { answer(&connection, request).await }
+    };
+    if let Err(error) = parking::serve_http1(&parking, io, None, drain, answer).await {
         plain::count_unreadable(&metrics, Direction::Outbound, &error);
         tracing::debug!(%error, "an application's HTTP/1 connection ended");
     }
@@ -79,15 +98,16 @@ where
 {
     let drain = worker.drain.clone();
     let metrics = Arc::clone(&worker.metrics);
-    let connection = Rc::new(Connection { worker, target, last: Cell::new(None) });
+    let connection = Connection::new(worker, target);
+    let io = TokioIo::new(Metered::server(io, connection.worker.settings.stall_timeout));
+    let of_requests = Rc::clone(&connection);
     let service = service_fn(move |request| {
-        let connection = Rc::clone(&connection);
+        let connection = Rc::clone(&of_requests);
         async move { Ok::<_, Infallible>(answer(&connection, request).await) }
     });
-    let io = TokioIo::new(Metered::new(io, Side::Server));
     let serving = settings::http2_server().serve_connection(io, service);
-    let ended =
-        drain.drive(serving, pending(), hyper::server::conn::http2::Connection::graceful_shutdown).await;
+    let enough = connection.stalled.notified();
+    let ended = drain.drive(serving, enough, hyper::server::conn::http2::Connection::graceful_shutdown).await;
     if let Err(error) = ended {
         plain::count_unreadable(&metrics, Direction::Outbound, &error);
         tracing::debug!(%error, "an application's HTTP/2 connection ended");
@@ -151,12 +171,14 @@ async fn serve(
     // Taken before the headers that ask for it go.
     let on_upgrade = hyper::upgrade::on(&mut request);
     let (mut parts, body) = request.into_parts();
-    let upgrade = edge::request(&mut parts, worker.settings.header_limit).map_err(|malformed| {
-        if malformed.reason() == Reason::HeadersTooLarge {
-            worker.metrics.header_limit(Direction::Outbound);
-        }
-        Refused::new(malformed.reason(), malformed.to_string())
-    })?;
+    let upgrade = edge::request(&mut parts, worker.settings.header_limit, &connection.last_host).map_err(
+        |malformed| {
+            if malformed.reason() == Reason::HeadersTooLarge {
+                worker.metrics.header_limit(Direction::Outbound);
+            }
+            Refused::new(malformed.reason(), malformed.to_string())
+        },
+    )?;
 
     if parts.method == Method::CONNECT {
         // Where the destination is known already, CONNECT would lead past it.
@@ -168,6 +190,7 @@ async fn serve(
             }
         };
     }
+    let (body, pace) = Paced::new(body, &parts.headers, worker.settings.stall_timeout);
     let slot = match &connection.target {
         Target::Fixed(slot) => Some(Arc::clone(slot)),
         Target::Authority => by_authority(connection, &parts.uri).await?,
@@ -178,32 +201,41 @@ async fn serve(
             if let Some(protocol) = upgrade {
                 return tunnel::upgrade(exchange, parts, &protocol, on_upgrade).await;
             }
-            exchange::run(exchange, parts, body).await
+            let answer = pin!(exchange::run(exchange, parts, body));
+            Pace::watch(pace, answer).await.unwrap_or_else(|stalled| Err(give_up(connection, stalled)))
         }
         // Not of the mesh: where it would have gone without us.
         Some(Lookup::NotInMesh) | None => {
             let exchange = passthrough::Exchange { worker, version, started, slot };
-            passthrough::http(exchange, parts, body, upgrade, on_upgrade).await
+            let answer = pin!(passthrough::http(exchange, parts, body, upgrade, on_upgrade));
+            Pace::watch(pace, answer).await.unwrap_or_else(|stalled| Err(give_up(connection, stalled)))
         }
     }
+}
+
+/// The client does not send the body that it promised. It is told so, and to come again on another connection: on HTTP/1
+/// hyper closes this one, which is in the middle of a request.
+fn give_up(connection: &Connection, stalled: Stalled) -> Refused {
+    connection.stalled.notify_one();
+    Refused::new(Reason::RequestStalled, stalled.to_string())
 }
 
 /// What a request's authority leads to; none: straight to DNS.
 async fn by_authority(connection: &Connection, uri: &http::Uri) -> Result<Option<Arc<Slot>>, Refused> {
     let authority = uri.authority().ok_or_else(|| no_destination(uri))?;
+    // Taken out and put back, so that nothing is borrowed while others wait.
+    if let Some((asked, slot)) = connection.last.take()
+        && asked.as_str() == authority.as_str()
+    {
+        connection.last.set(Some((asked, Arc::clone(&slot))));
+        return Ok(Some(slot));
+    }
     let name = Name::of(authority, HTTP_PORT).map_err(|(reason, sentence)| Refused::new(reason, sentence))?;
     if name.dns_only {
         return Ok(None);
     }
-    // Taken out and put back, so that nothing is borrowed while others wait.
-    if let Some(slot) = connection.last.take()
-        && slot.name() == name.key
-    {
-        connection.last.set(Some(Arc::clone(&slot)));
-        return Ok(Some(slot));
-    }
     let slot = lookup(&connection.worker, &name.key).await?;
-    connection.last.set(Some(Arc::clone(&slot)));
+    connection.last.set(Some((authority.clone(), Arc::clone(&slot))));
     Ok(Some(slot))
 }
 

@@ -19,9 +19,8 @@ use bytes::Bytes;
 use http::{Version, request};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 
-use super::{body::RequestBody, send};
+use super::{body::RequestBody, http::ClientBody, send};
 use crate::{balance, config::Backend, worker::Worker};
 
 /// Bytes of a body that are copied.
@@ -120,14 +119,14 @@ impl Copy {
 /// The client's body, copied while it is read.
 #[derive(Debug)]
 pub struct Tee {
-    source: Incoming,
+    source: ClientBody,
     copies: Vec<Copy>,
 }
 
 impl Tee {
     /// Copies what is read into each; they are sent at the end of the body.
     #[must_use]
-    pub const fn new(source: Incoming, copies: Vec<Copy>) -> Self {
+    pub const fn new(source: ClientBody, copies: Vec<Copy>) -> Self {
         Self { source, copies }
     }
 

@@ -3,13 +3,13 @@
 use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use http::{HeaderValue, Request, Response, StatusCode, Version, request};
-use hyper::{body::Incoming, upgrade::OnUpgrade};
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::{net::TcpStream, time::Instant};
 
 use super::{
     body::{RequestBody, ResponseBody},
-    http::Refused,
+    http::{ClientBody, Refused},
     record::Record,
     refuse,
     send::speaks_http2,
@@ -62,7 +62,7 @@ pub async fn bytes<T: Socket>(worker: &Rc<Worker>, io: T, name: &str) {
 pub async fn http(
     exchange: Exchange<'_>,
     parts: request::Parts,
-    body: Incoming,
+    body: ClientBody,
     upgrade: Option<HeaderValue>,
     on_upgrade: OnUpgrade,
 ) -> Result<Response<ResponseBody>, Refused> {
@@ -89,7 +89,7 @@ pub async fn http(
 async fn send(
     exchange: &Exchange<'_>,
     parts: request::Parts,
-    body: Incoming,
+    body: ClientBody,
     upgrade: Option<HeaderValue>,
     on_upgrade: OnUpgrade,
     record: &mut Record,

@@ -6,7 +6,10 @@ use heddle_api::carrier::Form;
 use http::{HeaderValue, Request, Response, request};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout, timeout_at},
+};
 
 use super::{
     body::ResponseBody,
@@ -19,10 +22,11 @@ use super::{
 };
 use crate::{
     balance::{LoadGuard, Outcome, Picked},
-    carrier::{self, SendError, Sent, Upgraded},
+    carrier::{self, SendError, Sent, Upgraded, copy::Socket},
     config::{Backend, Endpoint},
+    detect::Rewind,
     metrics::{Direction, Flow},
-    plain,
+    plain::{self, head::Listened},
     reason::Reason,
     relay::relay,
     worker::Worker,
@@ -53,7 +57,16 @@ pub async fn connect(
     let worker = Rc::clone(worker);
     let serving: std::pin::Pin<Box<dyn Future<Output = ()>>> = Box::pin(async move {
         match timeout(HANDOVER_TIMEOUT, on_upgrade).await {
-            Ok(Ok(io)) => super::to_slot(worker, TokioIo::new(io), slot).await,
+            Ok(Ok(io)) => match io.downcast::<TokioIo<Listened<Rewind<TcpStream>>>>() {
+                // HTTP is over here, and with it what held for its connection.
+                Ok(parts) => {
+                    let (rest, io) = parts.io.into_inner().into_inner().into_parts();
+                    io.limit_unread(None);
+                    let early = bytes::Bytes::from([parts.read_buf, rest].concat());
+                    super::to_slot(worker, Rewind::new(early, io), slot).await;
+                }
+                Err(io) => super::to_slot(worker, TokioIo::new(io), slot).await,
+            },
             Ok(Err(error)) => tracing::debug!(%error, "the client of a CONNECT is gone"),
             Err(_) => tracing::debug!("a CONNECT was not taken up"),
         }

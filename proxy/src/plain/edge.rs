@@ -5,6 +5,8 @@
 //! [`answer`] bring a message into that form or refuse it; [`to_http1`], [`to_http2`] and [`answer_to_http1`]
 //! write it for the other side. No sockets here.
 
+use std::cell::Cell;
+
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header, request, response,
     uri::{Authority, PathAndQuery, Scheme},
@@ -18,8 +20,9 @@ use crate::{
 /// Header fields of one message, beside the limit on their bytes.
 pub const MAX_FIELDS: usize = 256;
 
-/// What concerns one connection alone, beside Connection and what it lists.
-static CONNECTION_FIELDS: [HeaderName; 6] = [
+/// What concerns one connection alone, beside what Connection lists.
+static CONNECTION_FIELDS: [HeaderName; 7] = [
+    header::CONNECTION,
     header::TRANSFER_ENCODING,
     header::TE,
     header::UPGRADE,
@@ -27,6 +30,9 @@ static CONNECTION_FIELDS: [HeaderName; 6] = [
     HeaderName::from_static("proxy-connection"),
     HeaderName::from_static("http2-settings"),
 ];
+
+/// The mesh's own words.
+static WORDS: [HeaderName; 2] = [reason::HEADER, STATUS];
 
 /// The trailers that gRPC sends (gRPC over HTTP2, Responses).
 const GRPC_TRAILERS: HeaderValue =
@@ -70,28 +76,55 @@ impl Malformed {
     }
 }
 
+/// The last Host of a connection, as it was written and as it was read: clients mostly stay with one.
+#[derive(Default)]
+pub struct LastHost(Cell<Option<(HeaderValue, Authority)>>);
+
+impl LastHost {
+    /// Reads a Host header's value: host, and port if any.
+    fn read(&self, value: HeaderValue) -> Result<Authority, Malformed> {
+        let read = match self.0.take() {
+            Some((written, read)) if written == value => read,
+            _ => authority(&value)?,
+        };
+        self.0.set(Some((value, read.clone())));
+        Ok(read)
+    }
+}
+
 /// Brings a request that a client sent into the form that holds inside the sidecar. Gives back the protocol that
 /// an HTTP/1.1 client would change to: the first one of its offer that is not HTTP.
 ///
 /// # Errors
 /// When the request is ambiguous or too large; it must be answered with [`Malformed::reason`].
-pub fn request(parts: &mut request::Parts, limit: usize) -> Result<Option<HeaderValue>, Malformed> {
-    let has_connection_fields = within(&parts.headers, limit)?;
-    one_authority(parts)?;
-    one_length(&mut parts.headers)?;
-    let has_body = parts.headers.contains_key(header::TRANSFER_ENCODING)
-        || parts.headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
-    let upgrade = match parts.version {
+pub fn request(
+    parts: &mut request::Parts,
+    limit: usize,
+    last: &LastHost,
+) -> Result<Option<HeaderValue>, Malformed> {
+    let fields = within(&parts.headers, limit)?;
+    one_authority(parts, last)?;
+    if fields.of_length {
+        one_length(&mut parts.headers)?;
+    }
+    let mut upgrade = None;
+    if fields.of_connection != 0 {
+        let has_body = parts.headers.contains_key(header::TRANSFER_ENCODING)
+            || parts.headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
         // Bytes of a body could not be told from those of the new protocol on the way; serving the request
         // without changing protocols is always allowed (RFC 9110, 7.8).
-        Version::HTTP_11 if !has_body => offered_protocol(&parts.headers),
-        _ => None,
-    };
-    if has_connection_fields {
-        strip_connection_fields(&mut parts.headers);
+        if parts.version == Version::HTTP_11 && !has_body {
+            upgrade = offered_protocol(&parts.headers);
+        }
+        strip_connection_fields(&mut parts.headers, fields.of_connection);
     }
     // The first sidecar answers it: hyper does, once the body is asked for.
-    if parts.headers.get(header::EXPECT).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+    if fields.expect
+        && parts
+            .headers
+            .get(header::EXPECT)
+            .is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+    {
         parts.headers.remove(header::EXPECT);
     }
     Ok(upgrade)
@@ -104,18 +137,23 @@ pub fn request(parts: &mut request::Parts, limit: usize) -> Result<Option<Header
 /// # Errors
 /// When the answer is ambiguous or too large: nothing of it may be passed on (`BadResponse`).
 pub fn answer(parts: &mut response::Parts, method: &Method, limit: usize) -> Result<bool, Malformed> {
-    let has_connection_fields = within(&parts.headers, limit)?;
+    let fields = within(&parts.headers, limit)?;
     if parts.status == StatusCode::SWITCHING_PROTOCOLS {
         return Err(Malformed::Unasked);
     }
-    // RFC 9112, 6.3: chunked wins, and whoever writes both lengths may be smuggling.
-    let both = parts.headers.contains_key(header::TRANSFER_ENCODING)
-        && parts.headers.contains_key(header::CONTENT_LENGTH);
-    one_length(&mut parts.headers)?;
-    if has_connection_fields {
-        strip_connection_fields(&mut parts.headers);
+    let mut both = false;
+    if fields.of_length {
+        // RFC 9112, 6.3: chunked wins, and whoever writes both lengths may be smuggling.
+        both = parts.headers.contains_key(header::TRANSFER_ENCODING)
+            && parts.headers.contains_key(header::CONTENT_LENGTH);
+        one_length(&mut parts.headers)?;
     }
-    remove_words(&mut parts.headers);
+    if fields.of_connection != 0 {
+        strip_connection_fields(&mut parts.headers, fields.of_connection);
+    }
+    if fields.words {
+        remove_words(&mut parts.headers);
+    }
     // RFC 9110, 8.6: no length where there is no content to measure, but for HEAD and 304.
     if parts.status == StatusCode::NO_CONTENT || (*method == Method::CONNECT && parts.status.is_success()) {
         parts.headers.remove(header::CONTENT_LENGTH);
@@ -128,8 +166,8 @@ pub fn answer(parts: &mut response::Parts, method: &Method, limit: usize) -> Res
 /// # Errors
 /// When it is too large.
 pub fn switching(parts: &mut response::Parts, limit: usize) -> Result<(), Malformed> {
-    within(&parts.headers, limit)?;
-    strip_connection_fields(&mut parts.headers);
+    let fields = within(&parts.headers, limit)?;
+    strip_connection_fields(&mut parts.headers, fields.of_connection);
     remove_words(&mut parts.headers);
     parts.headers.remove(header::CONTENT_LENGTH);
     Ok(())
@@ -137,8 +175,9 @@ pub fn switching(parts: &mut response::Parts, limit: usize) -> Result<(), Malfor
 
 /// These words are the mesh's alone, in headers and in trailers.
 pub(super) fn remove_words(headers: &mut HeaderMap) {
-    headers.remove(reason::HEADER);
-    headers.remove(STATUS);
+    for word in &WORDS {
+        headers.remove(word);
+    }
 }
 
 /// Writes a request for an HTTP/1.1 server: origin-form, one Host, one Cookie, a length that the receiver can see.
@@ -200,29 +239,41 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
     })
 }
 
-/// Checks that names and values are within the limits. Gives whether [`strip_connection_fields`] has work, since
-/// most messages have none and need not be searched seven times.
-fn within(headers: &HeaderMap, limit: usize) -> Result<bool, Malformed> {
+/// Which fields a message has that need work. Most have none, and need not be searched for each.
+#[derive(Default)]
+struct Fields {
+    /// For [`strip_connection_fields`]: a bit for each of [`CONNECTION_FIELDS`].
+    of_connection: u8,
+    /// For [`remove_words`].
+    words: bool,
+    /// For [`one_length`].
+    of_length: bool,
+    expect: bool,
+}
+
+/// Checks that names and values are within the limits.
+fn within(headers: &HeaderMap, limit: usize) -> Result<Fields, Malformed> {
     let mut bytes = 0;
-    let mut has_connection_fields = false;
+    let mut fields = Fields::default();
     for (name, value) in headers {
         bytes += name.as_str().len() + value.len();
-        has_connection_fields |= *name == header::CONNECTION || CONNECTION_FIELDS.contains(name);
+        if let Some(at) = CONNECTION_FIELDS.iter().position(|field| field == name) {
+            fields.of_connection |= 1 << at;
+        }
+        fields.words |= WORDS.contains(name);
+        fields.of_length |= *name == header::CONTENT_LENGTH || *name == header::TRANSFER_ENCODING;
+        fields.expect |= *name == header::EXPECT;
         let value = value.as_bytes();
         let space = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
         if space(value.first()) || space(value.last()) {
             return Err(Malformed::Padding);
         }
     }
-    if bytes > limit || headers.len() > MAX_FIELDS {
-        Err(Malformed::TooLarge { limit })
-    } else {
-        Ok(has_connection_fields)
-    }
+    if bytes > limit || headers.len() > MAX_FIELDS { Err(Malformed::TooLarge { limit }) } else { Ok(fields) }
 }
 
 /// Moves the one authority into the URI (RFC 9112, 3.2 and 3.3; RFC 9113, 8.3.1).
-fn one_authority(parts: &mut request::Parts) -> Result<(), Malformed> {
+fn one_authority(parts: &mut request::Parts, last: &LastHost) -> Result<(), Malformed> {
     let mut hosts = parts.headers.get_all(header::HOST).iter();
     let host = hosts.next().cloned();
     if hosts.next().is_some() {
@@ -231,10 +282,12 @@ fn one_authority(parts: &mut request::Parts) -> Result<(), Malformed> {
     if host.is_none() && parts.version == Version::HTTP_11 {
         return Err(Malformed::Authority("no Host on HTTP/1.1"));
     }
-    parts.headers.remove(header::HOST);
     let host = match host {
-        Some(value) if !value.is_empty() => Some(authority(&value)?),
-        _ => None,
+        Some(value) => {
+            parts.headers.remove(header::HOST);
+            if value.is_empty() { None } else { Some(last.read(value)?) }
+        }
+        None => None,
     };
     let named = match parts.uri.authority() {
         Some(authority) if authority.as_str().contains('@') => {
@@ -267,7 +320,10 @@ fn one_authority(parts: &mut request::Parts) -> Result<(), Malformed> {
     }) {
         return Err(Malformed::Target("no path"));
     }
-    // Absolute-form wins over Host.
+    // Absolute-form wins over Host; most of the mesh's own requests come so, and nothing needs to be written.
+    if named.is_some() && parts.uri.scheme() == Some(&Scheme::HTTP) {
+        return Ok(());
+    }
     parts.uri = match named.or(host) {
         Some(authority) => absolute(authority, path),
         None => Uri::from(path.unwrap_or_else(|| PathAndQuery::from_static("/"))),
@@ -363,10 +419,13 @@ fn offered_protocol(headers: &HeaderMap) -> Option<HeaderValue> {
 }
 
 /// Removes what concerns one connection alone (RFC 9110, 7.6.1), and keeps `TE: trailers`, which gRPC asks for
-/// end to end.
-fn strip_connection_fields(headers: &mut HeaderMap) {
+/// end to end. `present` has a bit for each of [`CONNECTION_FIELDS`].
+fn strip_connection_fields(headers: &mut HeaderMap, present: u8) {
     let trailers = words(headers, &header::TE).any(|word| word.eq_ignore_ascii_case(b"trailers"));
-    if headers.contains_key(header::CONNECTION) {
+    let usual =
+        |word: &[u8]| [&b"keep-alive"[..], b"close", b"upgrade"].iter().any(|w| word.eq_ignore_ascii_case(w));
+    // What is usually listed is no field, or goes anyway.
+    if words(headers, &header::CONNECTION).any(|word| !usual(word)) {
         let listed: Vec<HeaderName> = words(headers, &header::CONNECTION)
             .filter_map(|word| HeaderName::from_bytes(word).ok())
             // A message's length and place do not become optional because its sender lists them.
@@ -375,10 +434,11 @@ fn strip_connection_fields(headers: &mut HeaderMap) {
         for name in listed {
             headers.remove(name);
         }
-        headers.remove(header::CONNECTION);
     }
-    for name in &CONNECTION_FIELDS {
-        headers.remove(name);
+    for (at, name) in CONNECTION_FIELDS.iter().enumerate() {
+        if present & 1 << at != 0 {
+            headers.remove(name);
+        }
     }
     if trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));

@@ -12,6 +12,8 @@ pub mod head;
 mod http1;
 mod http2;
 mod linger;
+pub mod pace;
+pub mod parking;
 pub mod refusal;
 pub mod settings;
 
@@ -164,12 +166,15 @@ impl PlainPool {
                 }
             }
         }
-        let io = dial::connect(address, connect_timeout).await?;
-        let mut connection = http1::open(address, io).await?;
-        match connection.sender.send_request(Request::from_parts(parts, body)).await {
-            Ok(answer) => self.answer(address, connection, &method, answer),
-            Err(error) => Err(failure::of_exchange(address, &error)),
-        }
+        // On the heap: seldom, and no reason for every request's task to be larger.
+        let fresh = Box::pin(async move {
+            let io = dial::connect(address, connect_timeout).await?;
+            let mut connection = http1::open(address, io).await?;
+            let answer = connection.sender.send_request(Request::from_parts(parts, body)).await;
+            answer.map(|answer| (connection, answer)).map_err(|error| failure::of_exchange(address, &error))
+        });
+        let (connection, answer) = fresh.await?;
+        self.answer(address, connection, &method, answer)
     }
 
     /// The answer with its body, which holds the connection.

@@ -3,14 +3,14 @@
 //! The libraries' own limits lie above the ones that [`super::edge`] checks, so that it is Heddle that answers
 //! and counts, with the same figure on HTTP/1 and HTTP/2.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use hyper::{client, rt::Executor, server};
 use hyper_util::rt::TokioIo;
 
 use super::{
     edge::MAX_FIELDS,
-    head::{self, Listened},
+    head::{self, Listened, Waiting},
 };
 use crate::meter::HEAD;
 
@@ -46,16 +46,13 @@ impl<F: Future<Output: 'static> + 'static> Executor<F> for LocalExecutor {
 }
 
 /// Serves HTTP/1 on `io`. A request's head must end within [`HEAD`] of its first byte; between requests the connection
-/// may be silent for `idle`, or for ever.
+/// may be silent for ever.
 #[must_use]
-pub fn http1_server<T>(
-    io: T,
-    idle: Option<Duration>,
-) -> (server::conn::http1::Builder, TokioIo<Listened<T>>) {
-    let (timer, io) = head::listen(io, idle);
+pub fn http1_server<T>(io: T) -> (server::conn::http1::Builder, TokioIo<Listened<T>>, Arc<Waiting>) {
+    let (timer, io, waiting) = head::listen(io);
     let mut builder = server::conn::http1::Builder::new();
     builder.max_headers(HTTP1_FIELDS).max_buf_size(HTTP1_BUFFER).timer(timer).header_read_timeout(HEAD);
-    (builder, TokioIo::new(io))
+    (builder, TokioIo::new(io), waiting)
 }
 
 /// Serves HTTP/2, on a connection that is [metered](crate::meter::Metered).

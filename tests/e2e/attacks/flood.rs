@@ -77,6 +77,25 @@ fn of_clients() -> Vec<Flood> {
             pieces: 200_000,
         },
         Flood {
+            name: "PUSH_PROMISE",
+            first: open.clone(),
+            // From a client it is an error of the connection (RFC 9113, 8.4).
+            piece: |n| {
+                let promised = (2 + 2 * n).to_be_bytes();
+                let promise = [&promised[..], &block(&get(HOST, "/"))].concat();
+                frame(Kind::PushPromise, END_HEADERS, 1, &promise)
+            },
+            pieces: 1_000_000,
+        },
+        Flood {
+            name: "DATA beyond the stream's window",
+            first: [frames::preface(), frame(Kind::Headers, END_HEADERS, 1, &block(&post("/count")))]
+                .concat(),
+            // The first ones too many are an error of the stream (RFC 9113, 6.9.1).
+            piece: |_| frame(Kind::Data, 0, 1, &[b'x'; 16_384]),
+            pieces: 2_000_000,
+        },
+        Flood {
             name: "CONTINUATION",
             first: [frames::preface(), headers(1, END_STREAM)].concat(),
             piece: |_| frame(Kind::Continuation, 0, 1, &block(&[("x-more", &"m".repeat(4000))])),
@@ -97,6 +116,13 @@ fn of_clients() -> Vec<Flood> {
         },
     ]);
     floods
+}
+
+/// The fields of a POST.
+fn post(path: &str) -> Vec<(&str, &str)> {
+    let mut fields = get(HOST, path);
+    fields[0].1 = "POST";
+    fields
 }
 
 /// A block that puts one large field into the peer's table: index 62 is the newest (0xbe).

@@ -3,6 +3,7 @@
 //! | path | answer |
 //! |---|---|
 //! | `/echo` | the request's body as it comes; then the trailer `x-echo: done`, or gRPC's status |
+//! | `/count` | how many bytes the request's body had, once it is all there |
 //! | `/status/418` | that status |
 //! | `/bytes/1000` | so many bytes |
 //! | `/sleep/50` | after so many milliseconds |
@@ -23,6 +24,10 @@ pub(super) async fn to(request: Request<Incoming>, version: &str) -> io::Result<
     let path = request.uri().path().to_owned();
     let mut response = match path.split('/').skip(1).collect::<Vec<_>>()[..] {
         ["echo"] => echo(request),
+        ["count"] => {
+            let read = request.into_body().collect().await.map_err(io::Error::other)?;
+            Response::new(body(read.to_bytes().len().to_string()))
+        }
         ["status", code] => bare(code.parse().unwrap_or(500)),
         ["bytes", count] => Response::new(body(vec![b'x'; count.parse().unwrap_or(0)])),
         ["sleep", ms] => {

@@ -20,6 +20,8 @@ pub enum Kind {
     Reset = 3,
     /// SETTINGS.
     Settings = 4,
+    /// PUSH_PROMISE.
+    PushPromise = 5,
     /// PING.
     Ping = 6,
     /// GOAWAY.

@@ -18,9 +18,12 @@ use super::{
     facts::{ServiceEntry, ServicePort},
     name::BackendKey,
 };
-use crate::object::{
-    Kind, Name,
-    route::{BackendRef, Filter, ParentRef, Route},
+use crate::{
+    diagnostics::Reason,
+    object::{
+        Kind, Name,
+        route::{BackendRef, Filter, ParentRef, Route},
+    },
 };
 
 /// The Services that a route is attached to, or would be if they existed.
@@ -68,6 +71,20 @@ pub(super) fn backend_refs(route: &Route) -> Vec<(String, &BackendRef)> {
     found
 }
 
+/// Why a backend reference leads nowhere.
+#[derive(Debug)]
+pub(super) struct Unresolved {
+    pub reason: Reason,
+    /// A sentence without its full stop.
+    pub message: String,
+}
+
+impl Unresolved {
+    const fn new(reason: Reason, message: String) -> Self {
+        Self { reason, message }
+    }
+}
+
 /// Which routes hold at a Service port for a caller.
 #[derive(Debug, Default)]
 pub(super) struct Attached {
@@ -100,32 +117,38 @@ impl Mesh {
     /// The Service port that a backend reference means.
     ///
     /// # Errors
-    /// Why there is none, as a sentence.
-    pub(super) fn resolve(&self, route: &Route, backend: &BackendRef) -> Result<(Name, u16), String> {
+    /// Why there is none.
+    pub(super) fn resolve(&self, route: &Route, backend: &BackendRef) -> Result<(Name, u16), Unresolved> {
         let name = backend_name(route, backend);
         if !backend.group.is_empty() || backend.kind != "Service" {
-            return Err(format!(
-                "{} {} is not supported as a backend, a Service is",
-                backend.kind, backend.name
-            ));
+            let message =
+                format!("{} {} is not supported as a backend, a Service is", backend.kind, backend.name);
+            return Err(Unresolved::new(Reason::InvalidKind, message));
         }
         // A consumer route may lead back to where it was called: those callers may do so without a route as well.
         let granted = name.namespace == route.object.namespace
-            || parents(route).iter().any(|p| p.namespace == name.namespace);
+            || parents(route).iter().any(|p| p.namespace == name.namespace)
+            || self.is_granted(&route.object, &name);
         if !granted {
-            return Err(format!(
-                "Service {name} is in another namespace than the route, which needs a ReferenceGrant; these are not supported"
+            return Err(Unresolved::new(
+                Reason::RefNotPermitted,
+                format!(
+                    "Service {name} is in another namespace than the route, and no ReferenceGrant of {} lets {}s of {} lead there",
+                    name.namespace, route.object.kind, route.object.namespace
+                ),
             ));
         }
+        let missing = |message| Err(Unresolved::new(Reason::BackendNotFound, message));
         let Some(number) = backend.port.and_then(|port| u16::try_from(port).ok()) else {
-            return Err(format!("no port is given, and a Service ({name}) needs one"));
+            return missing(format!("no port is given, and a Service ({name}) needs one"));
         };
         match self.services.get(&name) {
-            None => Err(format!("Service {name} does not exist")),
-            Some(service) if service.external => {
-                Err(format!("Service {name} is only a DNS alias (ExternalName)"))
-            }
-            Some(service) if service.port(number).is_none() => Err(no_port(&name, service, number)),
+            None => missing(format!("Service {name} does not exist")),
+            Some(service) if service.external => Err(Unresolved::new(
+                Reason::UnsupportedProtocol,
+                format!("Service {name} is only a DNS alias (ExternalName)"),
+            )),
+            Some(service) if service.port(number).is_none() => missing(no_port(&name, service, number)),
             Some(_) => Ok((name, number)),
         }
     }

@@ -64,7 +64,7 @@ fn each_reference_that_leads_nowhere_is_named() {
         (
             route(parent, "{name: x, namespace: elsewhere, port: 80}"),
             &[
-                "HTTPRoute shop/r: spec.rules[0].backendRefs[0]: Service elsewhere/x is in another namespace than the route, which needs a ReferenceGrant; these are not supported: its share of the requests gets 500",
+                "HTTPRoute shop/r: spec.rules[0].backendRefs[0]: Service elsewhere/x is in another namespace than the route, and no ReferenceGrant of elsewhere lets HTTPRoutes of shop lead there: its share of the requests gets 500",
             ],
         ),
     ] {
@@ -108,7 +108,7 @@ fn of_two_policies_for_one_target_the_first_by_name_holds_and_both_are_named() {
     assert_eq!(
         problems(&mesh),
         [
-            "TrafficPolicy shop/b: spec.targetRefs: Service shop/reviews has TrafficPolicy shop/a, which goes first; this one (shop/b) has no effect on it"
+            "TrafficPolicy shop/b: spec.targetRefs[0]: Service shop/reviews has TrafficPolicy shop/a, which goes first; this one (shop/b) has no effect on it"
         ]
     );
     assert_eq!(timeout(&mesh), Some(1000));
@@ -211,4 +211,64 @@ fn what_would_go_unnoticed_is_said() {
             "Pod shop/p: metadata.annotations[heddle.dev/sidecar]: \"yes\" is neither \"true\" nor \"false\": the pod counts as one without sidecar"
         ]
     );
+}
+
+#[test]
+fn a_grant_opens_a_backend_of_another_namespace_to_the_routes_that_it_names() {
+    let backend = "{name: ledger, namespace: bank, port: 80}";
+    let ledger = "{apiVersion: v1, kind: Service, metadata: {name: ledger, namespace: bank}, spec: {ports: [{port: 80}]}}";
+    let text = format!(
+        "{SHOP}\n---\n{ledger}\n---\n{}",
+        route("{group: '', kind: Service, name: reviews}", backend)
+    );
+    let grant = |from: &str, to: &str| {
+        format!(
+            "{{apiVersion: gateway.networking.k8s.io/v1, kind: ReferenceGrant, metadata: {{name: g, namespace: bank}}, \
+             spec: {{from: [{{group: gateway.networking.k8s.io, {from}}}], to: [{{group: '', kind: Service{to}}}]}}}}"
+        )
+    };
+    let refused =
+        |mesh: &Mesh| problems(mesh).iter().any(|problem| problem.contains("no ReferenceGrant of bank"));
+    let mut mesh = mesh(&text);
+    assert!(refused(&mesh));
+    for (from, to, opens) in [
+        ("kind: HTTPRoute, namespace: shop", "", true),
+        ("kind: HTTPRoute, namespace: shop", ", name: ledger", true),
+        ("kind: HTTPRoute, namespace: shop", ", name: other", false),
+        ("kind: GRPCRoute, namespace: shop", "", false),
+        ("kind: HTTPRoute, namespace: elsewhere", "", false),
+    ] {
+        let touched = mesh.apply(upserts(&grant(from, to)));
+        assert_eq!(refused(&mesh), !opens, "{from} {to}");
+        if opens {
+            let destination = mesh.destination("shop", "reviews:9080").value.unwrap();
+            assert!(destination.backends.iter().any(|backend| backend.key == "bank/ledger:80"));
+        }
+        assert!(touched.iter().all(|dep| format!("{dep:?}").contains("ledger")), "{touched:?}");
+    }
+    mesh.apply(upserts(&grant("kind: HTTPRoute, namespace: shop", "")));
+    mesh.apply(removals(&grant("kind: HTTPRoute, namespace: shop", "")));
+    assert!(refused(&mesh));
+}
+
+#[test]
+fn a_pod_without_a_zone_of_its_own_has_its_nodes() {
+    let pod = "{apiVersion: v1, kind: Pod, metadata: {name: p, namespace: shop, labels: {app: z}}, spec: {nodeName: n1, containers: []}, status: {podIP: 10.0.0.9}}";
+    let service = "{apiVersion: v1, kind: Service, metadata: {name: z, namespace: shop}, spec: {selector: {app: z}, ports: [{port: 80}]}}";
+    let node = |zone: &str| {
+        format!(
+            "{{apiVersion: v1, kind: Node, metadata: {{name: n1, labels: {{topology.kubernetes.io/zone: {zone}}}}}}}"
+        )
+    };
+    let zone = |mesh: &Mesh| mesh.endpoints("shop/z:80").value.unwrap().endpoints[0].zone.clone();
+    let mut mesh = mesh(&format!("{pod}\n---\n{service}"));
+    assert_eq!(zone(&mesh), "");
+    let touched = mesh.apply(upserts(&node("a")));
+    assert_eq!(zone(&mesh), "a");
+    assert!(!touched.is_empty());
+    mesh.apply(upserts(&node("b")));
+    assert_eq!(zone(&mesh), "b");
+    assert!(mesh.apply(upserts(&node("b"))).is_empty(), "what is the same touches nothing");
+    mesh.apply(removals(&node("b")));
+    assert_eq!(zone(&mesh), "");
 }

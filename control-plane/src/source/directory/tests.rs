@@ -12,6 +12,7 @@ const LONG: Duration = Duration::from_secs(20);
 
 struct World {
     dir: TempDir,
+    state: TempDir,
     batches: mpsc::Receiver<Batch>,
     /// Node names of pods, which the tests change.
     pods: BTreeMap<String, String>,
@@ -23,9 +24,22 @@ impl World {
         let dir = tempfile::tempdir().unwrap();
         prepare(dir.path());
         let (tx, batches) = mpsc::channel(16);
-        tokio::spawn(run(dir.path().to_owned(), tx));
-        let mut world = Self { dir, batches, pods: BTreeMap::new(), problems: Vec::new() };
-        assert!(world.next().await.synced);
+        let state = tempfile::tempdir().unwrap();
+        tokio::spawn(run(dir.path().to_owned(), state.path().to_owned(), tx));
+        let mut world = Self { dir, state, batches, pods: BTreeMap::new(), problems: Vec::new() };
+        while !world.next().await.synced {}
+        world
+    }
+
+    /// The control plane ends, something happens to the files, and it starts again.
+    async fn restart(self, meanwhile: impl FnOnce(&Path)) -> Self {
+        let Self { dir, state, batches, .. } = self;
+        drop(batches);
+        meanwhile(dir.path());
+        let (tx, batches) = mpsc::channel(16);
+        tokio::spawn(run(dir.path().to_owned(), state.path().to_owned(), tx));
+        let mut world = Self { dir, state, batches, pods: BTreeMap::new(), problems: Vec::new() };
+        while !world.next().await.synced {}
         world
     }
 
@@ -153,9 +167,73 @@ async fn what_breaks_is_reported_and_stays_as_it_was_until_it_is_mended() {
 }
 
 #[tokio::test]
+async fn a_file_that_is_broken_at_the_start_means_what_it_meant_before() {
+    let wrong = pod("b", "2").replace("nodeName", "nodename");
+    let mut world = World::new(|dir| {
+        fs::write(dir.join("a.yaml"), pod("a", "1") + &pod("b", "1")).unwrap();
+        fs::write(dir.join("gone.yaml"), pod("gone", "1")).unwrap();
+    })
+    .await;
+    world.until(&[("a", "1"), ("b", "1"), ("gone", "1")], &[]).await;
+    fs::write(world.at("a.yaml"), pod("a", "2") + &wrong).unwrap();
+    world.until(&[("a", "2"), ("b", "1"), ("gone", "1")], &["a", "b"]).await;
+
+    // Broken before and still.
+    world = world.restart(|dir| fs::remove_file(dir.join("gone.yaml")).unwrap()).await;
+    world.until(&[("a", "2"), ("b", "1")], &[]).await;
+    assert!(
+        world.problems[0].ends_with("from before the control plane started, stays"),
+        "{:?}",
+        world.problems
+    );
+
+    // Broken while nobody looked, so badly that nothing of it can be read.
+    fs::write(world.at("a.yaml"), pod("a", "3") + &pod("b", "3")).unwrap();
+    world.until(&[("a", "3"), ("b", "3")], &["a", "b"]).await;
+    world = world.restart(|dir| fs::write(dir.join("a.yaml"), "kind: [\n").unwrap()).await;
+    world.until(&[("a", "3"), ("b", "3")], &[]).await;
+
+    // Deleted, and then back, broken: what was deleted is forgotten.
+    world = world.restart(|dir| fs::remove_file(dir.join("a.yaml")).unwrap()).await;
+    world.until(&[], &[]).await;
+    world = world.restart(|dir| fs::write(dir.join("a.yaml"), pod("a", "4") + &wrong).unwrap()).await;
+    world.until(&[("a", "4")], &[]).await;
+}
+
+#[tokio::test]
+async fn in_a_first_look_of_several_parts_broken_files_of_each_mean_what_they_meant_before() {
+    let names: Vec<_> = (0..=2 * PART).map(|number| format!("p{number:04}")).collect();
+    let file = |name: &str| format!("{name}.yaml");
+    let expected: Vec<_> = names.iter().map(|name| (&**name, "1")).collect();
+    let mut world = World::new(|dir| {
+        for name in &names {
+            fs::write(dir.join(file(name)), pod(name, "1")).unwrap();
+        }
+    })
+    .await;
+    world.until(&expected, &[]).await;
+    let broken = [&names[0], &names[PART], &names[2 * PART]];
+    world = world
+        .restart(|dir| {
+            for name in broken {
+                fs::write(dir.join(file(name)), "kind: [\n").unwrap();
+            }
+        })
+        .await;
+    world.until(&expected, &[]).await;
+    assert_eq!(world.problems.len(), broken.len(), "{:?}", world.problems);
+    // Mended to what it was: nothing changes but what is said.
+    fs::write(world.at(&file(broken[0])), pod(broken[0], "1")).unwrap();
+    while world.problems.len() == broken.len() {
+        world.next().await;
+    }
+    world.until(&expected, &names.iter().map(String::as_str).collect::<Vec<_>>()).await;
+}
+
+#[tokio::test]
 async fn a_directory_that_is_not_there_is_an_error_that_names_it() {
     let (tx, _batches) = mpsc::channel(1);
-    let error = run("/nowhere/at/all".into(), tx).await.unwrap_err();
+    let error = run("/nowhere/at/all".into(), "/nowhere".into(), tx).await.unwrap_err();
     assert!(format!("{error:#}").starts_with("cannot read the manifests in /nowhere/at/all: "), "{error:#}");
 }
 
@@ -163,7 +241,7 @@ async fn a_directory_that_is_not_there_is_an_error_that_names_it() {
 async fn the_source_ends_when_nobody_listens() {
     let dir = tempfile::tempdir().unwrap();
     let (tx, batches) = mpsc::channel(1);
-    let source = tokio::spawn(run(dir.path().to_owned(), tx));
+    let source = tokio::spawn(run(dir.path().to_owned(), dir.path().join("state"), tx));
     drop(batches);
     tokio::time::timeout(LONG, source).await.expect("still running").unwrap().unwrap();
 }

@@ -10,7 +10,7 @@ use serde_norway::Value;
 use crate::object::{Kind, Object, ObjectRef};
 
 /// The policy to use instead; `None` for what guards nothing.
-pub(super) fn policy(reference: &ObjectRef, value: &Value) -> Option<Object> {
+pub(in crate::source) fn policy(reference: &ObjectRef, value: &Value) -> Option<Object> {
     match reference.kind {
         Kind::AccessPolicy => Some(access_policy(reference, value)),
         Kind::MeshPolicy => Some(mesh_policy(reference, value)),

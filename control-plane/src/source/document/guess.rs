@@ -18,10 +18,8 @@ pub(super) fn object(text: &str) -> Option<ObjectRef> {
         .collect();
     let field = |key: &str| metadata.iter().find_map(|part| scalar(part, key));
     let name = field("name")?.to_owned();
-    let namespace = match kind {
-        Kind::Namespace => String::new(),
-        _ => field("namespace").unwrap_or("default").to_owned(),
-    };
+    let namespace =
+        if kind.is_namespaced() { field("namespace").unwrap_or("default").to_owned() } else { String::new() };
     Some(ObjectRef { kind, namespace, name })
 }
 

@@ -1,6 +1,6 @@
 //! How streams and connections end: cancelled, refused, reset, drained, dead. What the other side sees is always true.
 
-use std::{cell::RefCell, convert::Infallible, future::pending, rc::Rc};
+use std::{cell::RefCell, convert::Infallible, future::pending, pin::pin, rc::Rc};
 
 use bytes::Bytes;
 use h2::{Reason as Code, RecvStream, server::SendResponse};
@@ -35,7 +35,7 @@ async fn serve(request: Request<RecvStream>, mut to: SendResponse<Bytes>) -> Str
     match request.uri().path() {
         "/refuse" => to.send_reset(Code::REFUSED_STREAM),
         "/fail" => to.send_reset(Code::INTERNAL_ERROR),
-        "/never" => return format!("{:?}", unless_reset(&mut to, pending::<()>()).await),
+        "/never" => return format!("{:?}", unless_reset(&mut to, pin!(pending::<()>())).await),
         "/endless" => {
             let chunks = tokio_stream::iter(std::iter::repeat(Bytes::from_static(&[0; 8192])));
             let body = StreamBody::new(chunks.map(|chunk| Ok::<_, Infallible>(Frame::data(chunk))));

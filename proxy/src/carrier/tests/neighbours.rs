@@ -1,6 +1,6 @@
 //! A stream must not hurt its neighbours: each test does its worst on a connection and then looks at the others.
 
-use std::{cell::Cell, convert::Infallible, future::pending, rc::Rc};
+use std::{cell::Cell, convert::Infallible, future::pending, pin::pin, rc::Rc};
 
 use bytes::Bytes;
 use h2::{RecvStream, server::SendResponse};
@@ -64,7 +64,7 @@ async fn serve(seen: Seen, request: Request<RecvStream>, mut to: SendResponse<By
         }
         "/never" => {
             seen.waiting.set(seen.waiting.get() + 1);
-            assert!(unless_reset(&mut to, pending::<()>()).await.is_none());
+            assert!(unless_reset(&mut to, pin!(pending::<()>())).await.is_none());
             seen.waiting.set(seen.waiting.get() - 1);
         }
         _ => respond(to, Response::new(Full::from("fine"))).await.unwrap(),

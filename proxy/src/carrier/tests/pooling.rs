@@ -137,7 +137,7 @@ async fn a_server_name_that_names_no_port_is_refused() {
             let server = world.authority.credentials("reviews");
             let (_caller, refused) = tokio::join!(
                 shake_hands(dialled.unwrap(), &credentials, name),
-                server::handshake(accepted.unwrap().0, &server)
+                Box::pin(server::handshake(accepted.unwrap().0, &server, crate::meter::STALL))
             );
             let refused = refused.unwrap_err();
             assert!(

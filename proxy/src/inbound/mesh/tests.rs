@@ -179,6 +179,33 @@ async fn a_tunnel_cannot_carry_requests_past_a_rule_about_requests() {
 }
 
 #[tokio::test]
+async fn a_tunnel_that_is_open_is_reset_when_policy_denies_it_and_not_when_policy_changes_otherwise() {
+    on_a_worker(async {
+        let world = World::new().await;
+        let mut application = world.application().await;
+        let peer = world.peer(Form::Tcp, application.address.port());
+        let tunnel = world.web.tunnel(&peer, CONNECT).await.unwrap();
+        let (near, mut client) = sockets().await;
+        spawn_local(carrier::both_ways(near, tunnel, Bytes::new(), TCP_IDLE));
+        let mut server = application.accept().await;
+        for rules in [
+            guarded(AccessAction::Allow, Some("shop/web"), None),
+            guarded(AccessAction::Deny, Some("shop/other"), None),
+        ] {
+            world.set(rules);
+            client.write_all(b"ping").await.unwrap();
+            server.read_exact(&mut [0; 4]).await.unwrap();
+        }
+        world.set(guarded(AccessAction::Deny, Some("shop/web"), None));
+        for end in [&mut client, &mut server] {
+            let kind = end.read(&mut [0; 4]).await.unwrap_err().kind();
+            assert_eq!(kind, std::io::ErrorKind::ConnectionReset);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_stream_that_does_not_fit_its_connection_is_misdirected() {
     on_a_worker(async {
         let world = World::new().await;
@@ -299,4 +326,13 @@ async fn sockets() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
     (near.unwrap(), far.unwrap().0)
+}
+
+#[test]
+fn the_task_of_a_request_is_small() {
+    fn future<R>(_: impl Fn(Rc<Connection>, Request<RecvStream>, SendResponse<Bytes>) -> R) -> usize {
+        size_of::<R>()
+    }
+    // tokio boxes what is larger than 16 KiB, and a task is copied once for each request.
+    assert!(future(Connection::stream) <= 6 * 1024, "{}", future(Connection::stream));
 }

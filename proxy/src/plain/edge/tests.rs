@@ -39,7 +39,7 @@ type Seen = Rc<RefCell<Outcome>>;
 
 async fn edge_service(seen: Seen, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     let (mut parts, body) = request.into_parts();
-    let upgrade = match super::request(&mut parts, LIMIT) {
+    let upgrade = match super::request(&mut parts, LIMIT, &LastHost::default()) {
         Ok(upgrade) => upgrade,
         Err(malformed) => {
             let mut refused = Response::new(Full::from("END"));
@@ -62,7 +62,7 @@ async fn http1(bytes: &[u8]) -> Outcome {
         .run_until(async move {
             let (mut client, server) = tokio::io::duplex(1 << 20);
             let service = service_fn(move |request| edge_service(Rc::clone(&service_seen), request));
-            let (http1, io) = settings::http1_server(server, None);
+            let (http1, io, _) = settings::http1_server(server);
             tokio::task::spawn_local(http1.serve_connection(io, service));
             client.write_all(&bytes).await.unwrap();
             let mut answer = Vec::new();

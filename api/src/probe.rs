@@ -1,0 +1,229 @@
+//! What the injector tells a sidecar of its pod's probes and hooks, so that `/probe/<container>/<kind>` can replay
+//! them. It travels as JSON in an environment variable of the sidecar's container.
+//!
+//! Only what the pod's spec declared is in it, with ports as numbers: the sidecar does not know the pod's names.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    str::FromStr,
+};
+
+use serde::{Deserialize, Serialize};
+
+/// Probes and hooks together; a pod has a handful.
+const MOST: usize = 256;
+/// Bytes of the JSON: what fits into an environment variable with room to spare (128 KiB each on Linux).
+const LONGEST: usize = 96 * 1024;
+/// Seconds that a replay may take; a hook may last as long as a pod takes to terminate.
+pub const LONGEST_SECONDS: u32 = 3600;
+
+/// All of a pod's, by container and kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Probes(BTreeMap<String, BTreeMap<Kind, Probe>>);
+
+/// When kubelet asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Kind {
+    /// `startupProbe`
+    Startup,
+    /// `livenessProbe`
+    Liveness,
+    /// `readinessProbe`
+    Readiness,
+    /// `lifecycle.postStart`
+    PostStart,
+    /// `lifecycle.preStop`
+    PreStop,
+}
+
+/// One of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Probe {
+    /// What is done.
+    #[serde(flatten)]
+    pub action: Action,
+    /// It has failed when this many seconds are over.
+    pub timeout_seconds: u32,
+}
+
+/// What a probe does, at the pod's own address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Action {
+    /// A GET.
+    HttpGet(HttpGet),
+    /// A connection.
+    TcpSocket {
+        /// To this port.
+        port: u16,
+    },
+    /// `grpc.health.v1.Health/Check`.
+    Grpc {
+        /// At this port.
+        port: u16,
+        /// For this service; empty is the server as a whole.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        service: String,
+    },
+}
+
+/// A GET, as the pod's spec declares it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HttpGet {
+    /// At this port.
+    pub port: u16,
+    /// For this path, with its query.
+    pub path: String,
+    /// Over TLS, whatever the certificate says, as kubelet does it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub https: bool,
+    /// With these headers, name and value.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub headers: Vec<(String, String)>,
+}
+
+impl Kind {
+    /// All kinds.
+    pub const ALL: [Self; 5] =
+        [Self::Startup, Self::Liveness, Self::Readiness, Self::PostStart, Self::PreStop];
+
+    /// As the path spells it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Startup => "startup",
+            Self::Liveness => "liveness",
+            Self::Readiness => "readiness",
+            Self::PostStart => "postStart",
+            Self::PreStop => "preStop",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl Probes {
+    /// Adds one; what was there for that container and kind is replaced.
+    pub fn insert(&mut self, container: &str, kind: Kind, probe: Probe) {
+        self.0.entry(container.to_owned()).or_default().insert(kind, probe);
+    }
+
+    /// The one that a path asks for: what follows `/probe/`.
+    #[must_use]
+    pub fn find(&self, path: &str) -> Option<&Probe> {
+        let (container, kind) = path.split_once('/')?;
+        let kind = Kind::ALL.into_iter().find(|known| known.as_str() == kind)?;
+        self.0.get(container)?.get(&kind)
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The longest that one of them may take, seconds; 0 where there is none.
+    #[must_use]
+    pub fn longest_seconds(&self) -> u32 {
+        self.all().map(|probe| probe.timeout_seconds).max().unwrap_or(0)
+    }
+
+    /// The ports that are asked.
+    #[must_use]
+    pub fn ports(&self) -> BTreeSet<u16> {
+        self.all()
+            .map(|probe| match &probe.action {
+                Action::HttpGet(get) => get.port,
+                Action::TcpSocket { port } | Action::Grpc { port, .. } => *port,
+            })
+            .collect()
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Probe> {
+        self.0.values().flat_map(BTreeMap::values)
+    }
+
+    /// What it must be for a sidecar to take it.
+    fn check(&self) -> Result<(), String> {
+        if self.all().count() > MOST {
+            return Err(format!("more than {MOST} probes and hooks"));
+        }
+        for (container, kinds) in &self.0 {
+            for (kind, probe) in kinds {
+                let problem = |what: &str| Err(format!("{container}/{kind}: {what}"));
+                if !(1..=LONGEST_SECONDS).contains(&probe.timeout_seconds) {
+                    return problem(&format!("timeoutSeconds is not 1 to {LONGEST_SECONDS}"));
+                }
+                if matches!(&probe.action, Action::HttpGet(get) if !get.path.starts_with('/')) {
+                    return problem("the path does not begin with '/'");
+                }
+            }
+        }
+        if self.ports().contains(&0) {
+            return Err("a port is 0".to_owned());
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Probes {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.len() > LONGEST {
+            return Err(format!("{} bytes of probes; at most {LONGEST} are taken", text.len()));
+        }
+        let probes: Self = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        probes.check()?;
+        Ok(probes)
+    }
+}
+
+impl fmt::Display for Probes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&serde_json::to_string(self).map_err(|_| fmt::Error)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = concat!(
+        r#"{"web":{"liveness":{"httpGet":{"port":8080,"path":"/live?x=1","https":true,"headers":[["X-A","b"]]},"#,
+        r#""timeoutSeconds":1},"readiness":{"tcpSocket":{"port":9000},"timeoutSeconds":2},"#,
+        r#""preStop":{"grpc":{"port":9001},"timeoutSeconds":60}}}"#
+    );
+
+    #[test]
+    fn what_the_injector_writes_is_what_the_sidecar_reads() {
+        let probes: Probes = TEXT.parse().unwrap();
+        assert_eq!(probes.to_string(), TEXT);
+        assert_eq!(probes.find("web/readiness").unwrap().action, Action::TcpSocket { port: 9000 });
+        assert_eq!((probes.longest_seconds(), probes.ports().len()), (60, 3));
+        for unknown in ["web", "web/startup", "other/liveness", "web/liveness/", ""] {
+            assert_eq!(probes.find(unknown), None, "{unknown}");
+        }
+    }
+
+    #[test]
+    fn what_no_pod_can_declare_is_refused_with_its_place() {
+        let one = |probe: &str| format!(r#"{{"web":{{"liveness":{probe}}}}}"#).parse::<Probes>().unwrap_err();
+        let error = one(r#"{"httpGet":{"port":80,"path":"x"},"timeoutSeconds":1}"#);
+        assert!(error.contains("web/liveness: the path"), "{error}");
+        assert!(one(r#"{"tcpSocket":{"port":80},"timeoutSeconds":0}"#).contains("timeoutSeconds"));
+        assert!(one(r#"{"tcpSocket":{"port":0},"timeoutSeconds":1}"#).contains("port is 0"));
+        assert!(one(r#"{"exec":{},"timeoutSeconds":1}"#).contains("Action"));
+        let long = format!("\"{}\"", "x".repeat(LONGEST));
+        assert!(long.parse::<Probes>().unwrap_err().contains("at most"));
+    }
+}

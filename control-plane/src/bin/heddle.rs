@@ -1,0 +1,7 @@
+//! The program `heddle`. Everything is in the library, where tests reach it.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    heddle_control_plane::inject::cli::main()
+}

@@ -1,0 +1,162 @@
+//! One kind's watch: listed, followed, and listed again when the API server cannot go on from where we were.
+//!
+//! `kube`'s watcher does the protocol: pages, bookmarks, resuming after a broken connection, and a new list after
+//! 410 Gone. Here it is decided which version of a kind is served, and what a kind that is not served means.
+
+use std::{pin::pin, time::Duration};
+
+use kube::{
+    Api, Client,
+    core::{ApiResource, DynamicObject, GroupVersionKind},
+    runtime::{
+        WatchStreamExt as _,
+        watcher::{self, Event},
+    },
+};
+use tokio::{
+    sync::mpsc::Sender,
+    time::{Instant, MissedTickBehavior},
+};
+use tokio_stream::StreamExt as _;
+
+use super::read::{Item, read};
+use crate::object::Kind;
+
+/// How often it is looked whether a missing kind has come.
+const LOOK: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 5 });
+/// How often it is looked whether a followed kind is still there.
+const CHECK: Duration = Duration::from_secs(20);
+/// After a question that got no answer.
+const RETRY: Duration = Duration::from_secs(1);
+/// Objects in one page of a list.
+const PAGE: u32 = 500;
+
+/// What a watch tells.
+#[derive(Debug)]
+pub(super) enum Notice {
+    /// These are all.
+    All(Kind, Vec<Item>),
+    /// One is new or another.
+    Set(Box<Item>),
+    /// One is gone.
+    Gone(Box<Item>),
+    /// The API server has no such kind, so there are none.
+    Missing(Kind),
+}
+
+/// Follows a kind until the receiver is gone.
+pub(super) async fn watch(client: Client, kind: Kind, tx: Sender<Notice>) {
+    while !tx.is_closed() {
+        let resource = match served(&client, kind).await {
+            Ok(Some(resource)) => resource,
+            Ok(None) => {
+                if tx.send(Notice::Missing(kind)).await.is_err() {
+                    return;
+                }
+                tokio::time::sleep(LOOK).await;
+                continue;
+            }
+            Err(error) => {
+                tracing::warn!(%kind, %error, "the API server does not say whether it has the kind; trying again");
+                tokio::time::sleep(RETRY).await;
+                continue;
+            }
+        };
+        follow(&client, &resource, kind, &tx).await;
+    }
+}
+
+const fn is_built_in(kind: Kind) -> bool {
+    matches!(kind, Kind::Namespace | Kind::Node | Kind::Pod | Kind::Service | Kind::EndpointSlice)
+}
+
+/// The newest version of a kind that we read and the API server serves.
+async fn served(client: &Client, kind: Kind) -> Result<Option<ApiResource>, kube::Error> {
+    for version in kind.api_versions() {
+        let (group, version) = version.split_once('/').unwrap_or(("", version));
+        let of = |plural: &str| {
+            ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind.as_str()), plural)
+        };
+        // Every API server that has sidecars' pods has these.
+        if is_built_in(kind) {
+            return Ok(Some(of(&format!("{}s", kind.as_str().to_lowercase()))));
+        }
+        match client.list_api_group_resources(&format!("{group}/{version}")).await {
+            Ok(list) => {
+                let found = list.resources.iter().find(|r| r.kind == kind.as_str() && !r.name.contains('/'));
+                if let Some(found) = found {
+                    return Ok(Some(of(&found.name)));
+                }
+            }
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
+}
+
+/// Until the kind is not served any more, or the receiver is gone.
+async fn follow(client: &Client, resource: &ApiResource, kind: Kind, tx: &Sender<Notice>) {
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), resource);
+    // An API server that restarted, and then lost a definition, was seen to leave its watches open without a word.
+    let mut check = tokio::time::interval_at(Instant::now() + CHECK, CHECK);
+    check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let config = watcher::Config::default().page_size(PAGE);
+    let mut events = pin!(watcher::watcher(api, config).default_backoff());
+    let mut listing = Vec::new();
+    let mut failing = false;
+    loop {
+        let event = tokio::select! {
+            event = events.next() => event,
+            () = tx.closed() => return,
+            _ = check.tick(), if !is_built_in(kind) => match served(client, kind).await {
+                Ok(now) if now.as_ref() != Some(resource) => return,
+                // An answer that does not come is no word that the kind is gone.
+                Ok(_) | Err(_) => continue,
+            },
+        };
+        let notice = match event {
+            None => return,
+            Some(Ok(Event::Init)) => {
+                listing = Vec::new();
+                continue;
+            }
+            // Trimmed as it comes: a page of whole objects is the most that is held.
+            Some(Ok(Event::InitApply(object))) => {
+                listing.push(read(kind, object));
+                continue;
+            }
+            Some(Ok(Event::InitDone)) => Notice::All(kind, std::mem::take(&mut listing)),
+            Some(Ok(Event::Apply(object))) => Notice::Set(Box::new(read(kind, object))),
+            Some(Ok(Event::Delete(object))) => Notice::Gone(Box::new(read(kind, object))),
+            Some(Err(error)) => {
+                if begins_anew(&error) {
+                    return;
+                }
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::warn!(%kind, %error, "the watch broke; what is known stays, and it is tried again");
+                }
+                continue;
+            }
+        };
+        if std::mem::replace(&mut failing, false) {
+            tracing::info!(%kind, "the watch goes on");
+        }
+        if tx.send(notice).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// 404 of a whole kind: its definition was deleted, or another version of it is served now. 410 as the answer to a watch's
+/// start, which `kube` would try again from the same forgotten version; within a watch it lists anew by itself.
+fn begins_anew(error: &watcher::Error) -> bool {
+    use watcher::Error::{InitialListFailed, WatchError, WatchFailed, WatchStartFailed};
+    match error {
+        InitialListFailed(kube::Error::Api(status))
+        | WatchStartFailed(kube::Error::Api(status))
+        | WatchFailed(kube::Error::Api(status))
+        | WatchError(status) => matches!(status.code, 404 | 410),
+        _ => false,
+    }
+}

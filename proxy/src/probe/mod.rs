@@ -1,0 +1,128 @@
+//! `/probe/<container>/<kind>`: replays what the pod's spec declared, at the pod's own address, and nothing else.
+//!
+//! Kubelet has no identity in the mesh, so the injector leads its probes and hooks here and hands the sidecar what they
+//! were (`heddle_api::probe`). The application still decides: a TCP probe succeeds when the application accepts. Each
+//! replay ends when its declared timeout does; how many run at once the listener bounds.
+
+pub mod http;
+mod tls;
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use ::http::{HeaderValue, StatusCode};
+use anyhow::Context as _;
+use heddle_api::probe::{Action, HttpGet, Probe, Probes};
+use rustls::ClientConfig;
+use tokio::{net::TcpStream, time::timeout};
+use tonic::transport::Endpoint;
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+
+use self::http::{Answer, Target};
+
+/// Redirects that are followed, as kubelet does it.
+const MOST_REDIRECTS: usize = 10;
+
+/// Replays one pod's probes.
+#[derive(Debug)]
+pub struct Replayer {
+    probes: Probes,
+    ip: IpAddr,
+    /// There where a probe speaks HTTPS.
+    tls: Arc<ClientConfig>,
+}
+
+impl Replayer {
+    /// At the pod's address.
+    ///
+    /// # Errors
+    /// None in service: when TLS cannot be set up.
+    pub fn new(probes: Probes, ip: IpAddr) -> anyhow::Result<Self> {
+        Ok(Self { probes, ip, tls: tls::config().context("TLS for probes")? })
+    }
+
+    /// The longest that a replay may take.
+    #[must_use]
+    pub fn longest(&self) -> Duration {
+        Duration::from_secs(self.probes.longest_seconds().into())
+    }
+
+    /// Replays what `path` names, `<container>/<kind>`, with the user agent of whoever asks. What comes back is for
+    /// kubelet: the application's status, and words for the pod's events.
+    pub async fn replay(&self, path: &str, user_agent: Option<&HeaderValue>) -> (StatusCode, Vec<u8>) {
+        let Some(probe) = self.probes.find(path) else {
+            let text = format!("the pod's spec declares no such probe or hook: {path}\n");
+            return (StatusCode::NOT_FOUND, text.into());
+        };
+        let limit = Duration::from_secs(probe.timeout_seconds.into());
+        match timeout(limit, self.act(probe, user_agent)).await {
+            Ok(Ok(answer)) => (answer.status, answer.body),
+            Ok(Err(reason)) => (StatusCode::SERVICE_UNAVAILABLE, reason.into()),
+            Err(_) => {
+                let text = format!("{path}: the application took longer than {limit:?}");
+                (StatusCode::GATEWAY_TIMEOUT, text.into())
+            }
+        }
+    }
+
+    async fn act(&self, probe: &Probe, user_agent: Option<&HeaderValue>) -> Result<Answer, String> {
+        match &probe.action {
+            Action::HttpGet(get) => self.get(get, user_agent).await,
+            Action::TcpSocket { port } => {
+                let address = SocketAddr::new(self.ip, *port);
+                TcpStream::connect(address).await.map_err(|error| format!("{address}: {error}"))?;
+                Ok(Answer::ok("it accepts connections"))
+            }
+            Action::Grpc { port, service } => health(SocketAddr::new(self.ip, *port), service).await,
+        }
+    }
+
+    /// As kubelet does it: redirects to the same server are followed, one that leads elsewhere is a success.
+    async fn get(&self, get: &HttpGet, user_agent: Option<&HeaderValue>) -> Result<Answer, String> {
+        let address = SocketAddr::new(self.ip, get.port);
+        let target = Target { address, https: get.https.then_some(&self.tls) };
+        let mut path = get.path.clone();
+        for _ in 0..=MOST_REDIRECTS {
+            let answer = http::get(target, &path, &get.headers, user_agent).await?;
+            if !answer.status.is_redirection() {
+                return Ok(answer);
+            }
+            match answer.location.as_deref().and_then(|location| http::same_server(target, &path, location)) {
+                Some(next) => path = next,
+                // Without this status kubelet would follow it, to a page of the sidecar's.
+                None => return Ok(Answer::ok(&format!("it answers {}", answer.status))),
+            }
+        }
+        Err(format!("{address}: more than {MOST_REDIRECTS} redirects"))
+    }
+}
+
+/// The gRPC health checking protocol, in plaintext as kubelet speaks it.
+async fn health(address: SocketAddr, service: &str) -> Result<Answer, String> {
+    let problem = |error: &dyn std::error::Error| {
+        let mut text = format!("{address}: {error}");
+        let mut source = error.source();
+        while let Some(cause) = source {
+            text += &format!(": {cause}");
+            source = cause.source();
+        }
+        text
+    };
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| problem(&error))?;
+    let channel = endpoint.connect().await.map_err(|error| problem(&error))?;
+    let request = HealthCheckRequest { service: service.to_owned() };
+    let answer = HealthClient::new(channel).check(request).await;
+    let status = answer.map_err(|status| format!("{address}: {} {}", status.code(), status.message()))?;
+    match status.into_inner().status() {
+        ServingStatus::Serving => Ok(Answer::ok("SERVING")),
+        other => Err(format!("{address}: {}", other.as_str_name())),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,241 @@
+//! Replays against real servers on loopback.
+
+use std::net::Ipv4Addr;
+
+use heddle_api::probe::Kind;
+use hyper::{server::conn::http2, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    net::TcpListener,
+    sync::mpsc,
+};
+use tokio_rustls::TlsAcceptor;
+use tonic_health::pb::{
+    HealthCheckResponse,
+    health_server::{Health, HealthServer},
+};
+use tower_service::Service as _;
+
+use super::*;
+
+const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+fn replayer(action: Action, timeout_seconds: u32) -> Replayer {
+    let mut probes = Probes::default();
+    probes.insert("web", Kind::Readiness, Probe { action, timeout_seconds });
+    Replayer::new(probes, LOCALHOST).unwrap()
+}
+
+async fn replay(action: Action) -> (StatusCode, String) {
+    let agent = HeaderValue::from_static("kube-probe/1.33");
+    let (status, body) = replayer(action, 5).replay("web/readiness", Some(&agent)).await;
+    (status, String::from_utf8(body).unwrap())
+}
+
+fn http(port: u16, path: &str) -> HttpGet {
+    HttpGet { port, path: path.to_owned(), https: false, headers: Vec::new() }
+}
+
+async fn listener() -> (TcpListener, u16) {
+    let listener = TcpListener::bind((LOCALHOST, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    (listener, port)
+}
+
+/// Serves connections, each with the next answer; says which heads it was sent.
+async fn server(answers: &[&str]) -> (u16, mpsc::UnboundedReceiver<String>) {
+    let (listener, port) = listener().await;
+    let answers: Vec<String> = answers.iter().map(|&answer| answer.to_owned()).collect();
+    let (seen, heads) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        for answer in answers {
+            let (mut io, _) = listener.accept().await.unwrap();
+            let _told = seen.send(head(&mut io).await);
+            io.write_all(answer.as_bytes()).await.unwrap();
+        }
+    });
+    (port, heads)
+}
+
+async fn head<I: tokio::io::AsyncRead + Unpin>(io: &mut I) -> String {
+    let (mut io, mut head) = (BufReader::new(io), String::new());
+    while !head.ends_with("\r\n\r\n") {
+        assert!(io.read_line(&mut head).await.unwrap() > 0, "{head}");
+    }
+    head
+}
+
+fn answer(status: &str, headers: &str, body: &str) -> String {
+    format!("HTTP/1.1 {status}\r\n{headers}content-length: {}\r\n\r\n{body}", body.len())
+}
+
+#[tokio::test]
+async fn the_applications_status_and_words_reach_kubelet() {
+    for (status, code) in
+        [("200 OK", 200), ("204 No Content", 204), ("404 Not Found", 404), ("500 Oops", 500)]
+    {
+        let (port, _heads) = server(&[&answer(status, "", if code == 204 { "" } else { "words" })]).await;
+        let (seen, text) = replay(Action::HttpGet(http(port, "/ready"))).await;
+        assert_eq!((seen.as_u16(), text.as_str()), (code, if code == 204 { "" } else { "words" }));
+    }
+}
+
+#[tokio::test]
+async fn what_the_spec_declares_is_sent_and_nothing_of_the_askers() {
+    let (port, mut heads) = server(&[&answer("200 OK", "", "")]).await;
+    let headers =
+        vec![("Host".to_owned(), "shop.example".to_owned()), ("X-Probe".to_owned(), "yes".to_owned())];
+    let get = HttpGet { headers, ..http(port, "/ready?deep=1") };
+    assert_eq!(replay(Action::HttpGet(get)).await.0, StatusCode::OK);
+    let head = heads.recv().await.unwrap();
+    assert!(head.starts_with("GET /ready?deep=1 HTTP/1.1\r\n"), "{head}");
+    let names: Vec<String> =
+        head.lines().filter_map(|line| line.split_once(": ")).map(|(name, _)| name.to_lowercase()).collect();
+    assert_eq!(names, ["host", "x-probe", "user-agent", "accept", "connection"], "{head}");
+    assert!(head.contains("shop.example\r\n") && head.contains("kube-probe/1.33\r\n"), "{head}");
+}
+
+#[tokio::test]
+async fn a_redirect_on_the_same_server_is_followed_and_one_that_leads_elsewhere_is_a_success() {
+    let (port, mut heads) =
+        server(&[&answer("302 Found", "location: login?x\r\n", ""), &answer("500 Oops", "", "down")]).await;
+    assert_eq!(replay(Action::HttpGet(http(port, "/a/b?c"))).await.0, StatusCode::INTERNAL_SERVER_ERROR);
+    assert!(heads.recv().await.unwrap().starts_with("GET /a/b?c "));
+    assert!(heads.recv().await.unwrap().starts_with("GET /a/login?x "));
+
+    for elsewhere in
+        ["https://shop.example/", "//shop.example/", "mailto:shop@shop.example", "https://127.0.0.1/"]
+    {
+        let (port, _heads) = server(&[&answer("301 Moved", &format!("location: {elsewhere}\r\n"), "")]).await;
+        assert_eq!(replay(Action::HttpGet(http(port, "/"))).await.0, StatusCode::OK, "{elsewhere}");
+    }
+}
+
+#[tokio::test]
+async fn redirects_without_end_are_a_failure() {
+    let again = answer("307 Again", "location: /\r\n", "");
+    let (port, _heads) = server(&[again.as_str(); MOST_REDIRECTS + 1]).await;
+    let (status, text) = replay(Action::HttpGet(http(port, "/"))).await;
+    assert!(!status.is_success() && text.contains("redirects"), "{status} {text}");
+}
+
+#[tokio::test]
+async fn of_an_endless_body_the_beginning_is_enough() {
+    let (listener, port) = listener().await;
+    tokio::spawn(async move {
+        let (mut io, _) = listener.accept().await.unwrap();
+        head(&mut io).await;
+        io.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+        while io.write_all(&[b'x'; 1024]).await.is_ok() {}
+    });
+    let (status, text) = replay(Action::HttpGet(http(port, "/"))).await;
+    assert_eq!((status, text.len()), (StatusCode::OK, 10 * 1024));
+}
+
+#[tokio::test]
+async fn https_is_asked_whatever_the_certificate_says_in_both_versions_of_tls() {
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let key = rcgen::generate_simple_self_signed(["expired.example".to_owned()]).unwrap();
+        let config = rustls::ServerConfig::builder_with_provider(Arc::new(
+            rustls::crypto::aws_lc_rs::default_provider(),
+        ))
+        .with_protocol_versions(&[version])
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![key.cert.der().clone()], key.signing_key.into())
+        .unwrap();
+        let (listener, port) = listener().await;
+        tokio::spawn(async move {
+            let (io, _) = listener.accept().await.unwrap();
+            let mut io = TlsAcceptor::from(Arc::new(config)).accept(io).await.unwrap();
+            head(&mut io).await;
+            io.write_all(answer("200 OK", "", "secret").as_bytes()).await.unwrap();
+            let _ended = io.shutdown().await;
+        });
+        let get = HttpGet { https: true, ..http(port, "/") };
+        assert_eq!(replay(Action::HttpGet(get)).await, (StatusCode::OK, "secret".to_owned()));
+    }
+}
+
+#[tokio::test]
+async fn a_tcp_probe_means_that_the_application_listens() {
+    let (listener, port) = listener().await;
+    assert_eq!(replay(Action::TcpSocket { port }).await.0, StatusCode::OK);
+    drop(listener);
+    let (status, text) = replay(Action::TcpSocket { port }).await;
+    assert!(status == StatusCode::SERVICE_UNAVAILABLE && text.contains("refused"), "{status} {text}");
+    let (status, _) = replay(Action::HttpGet(http(port, "/"))).await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+/// Serves `cart` and nothing else.
+struct Cart;
+
+#[tonic::async_trait]
+impl Health for Cart {
+    async fn check(
+        &self,
+        request: tonic::Request<HealthCheckRequest>,
+    ) -> Result<tonic::Response<HealthCheckResponse>, tonic::Status> {
+        let status = match request.into_inner().service.as_str() {
+            "" => ServingStatus::Serving,
+            "cart" => ServingStatus::NotServing,
+            _ => return Err(tonic::Status::not_found("no such service")),
+        };
+        Ok(tonic::Response::new(HealthCheckResponse { status: status.into() }))
+    }
+
+    type WatchStream = tokio_stream::Empty<Result<HealthCheckResponse, tonic::Status>>;
+
+    async fn watch(
+        &self,
+        _: tonic::Request<HealthCheckRequest>,
+    ) -> Result<tonic::Response<Self::WatchStream>, tonic::Status> {
+        Err(tonic::Status::unimplemented("no"))
+    }
+}
+
+#[tokio::test]
+async fn a_grpc_probe_asks_the_health_service() {
+    let (listener, port) = listener().await;
+    tokio::spawn(async move {
+        while let Ok((io, _)) = listener.accept().await {
+            let service = service_fn(|request| HealthServer::new(Cart).call(request));
+            let server = http2::Builder::new(TokioExecutor::new());
+            tokio::spawn(server.serve_connection(TokioIo::new(io), service));
+        }
+    });
+    let ask = |service: &str| replay(Action::Grpc { port, service: service.to_owned() });
+    assert_eq!(ask("").await.0, StatusCode::OK);
+    for (service, word) in [("cart", "NOT_SERVING"), ("basket", "no such service")] {
+        let (status, text) = ask(service).await;
+        assert!(status == StatusCode::SERVICE_UNAVAILABLE && text.contains(word), "{status} {text}");
+    }
+}
+
+#[tokio::test]
+async fn an_application_that_does_not_answer_has_failed_when_its_timeout_is_over() {
+    let (listener, port) = listener().await;
+    let held = tokio::spawn(async move {
+        let (mut io, _) = listener.accept().await.unwrap();
+        head(&mut io).await;
+        // The replay gave up: its connection ends.
+        io.read(&mut [0]).await.unwrap()
+    });
+    let replayer = replayer(Action::HttpGet(http(port, "/")), 1);
+    let (status, body) = replayer.replay("web/readiness", None).await;
+    assert_eq!(status, StatusCode::GATEWAY_TIMEOUT);
+    assert!(String::from_utf8(body).unwrap().contains("longer than 1s"));
+    assert_eq!(held.await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn nothing_but_what_the_spec_declares_is_replayed() {
+    let (listener, port) = listener().await;
+    let replayer = replayer(Action::TcpSocket { port }, 1);
+    for path in ["web/liveness", "other/readiness", "web/readiness/../liveness", "", "web"] {
+        assert_eq!(replayer.replay(path, None).await.0, StatusCode::NOT_FOUND, "{path}");
+    }
+    drop(listener);
+}

@@ -1,0 +1,44 @@
+//! `heddle-proxy redirect`: the netfilter rules that lead a pod's TCP through its sidecar. It runs once, before the
+//! sidecar, in the pod's network namespace, with `CAP_NET_ADMIN`; the sidecar itself has no such right.
+//!
+//! [`rules`] says what is captured and what is not, [`text`] writes it as nft would, [`netlink`] hands it to the
+//! kernel. [`check`] is the sidecar's side: whether the rules are there.
+
+pub mod check;
+pub mod netlink;
+pub mod rules;
+pub mod text;
+
+use std::io::{self, Write as _};
+
+use anyhow::Context as _;
+
+use crate::cli::RedirectArgs;
+
+pub use self::rules::{PortRange, Ruleset};
+
+/// Writes the rules, prints them (`--dry-run`), or removes them (`--undo`).
+///
+/// # Errors
+/// When a flag cannot be obeyed or the kernel refuses, with what to do about it.
+pub fn run(args: &RedirectArgs) -> anyhow::Result<()> {
+    if args.undo {
+        if args.dry_run {
+            return print(text::REMOVAL);
+        }
+        return netlink::remove().context("the redirect rules could not be removed");
+    }
+    let ruleset = Ruleset::new(args).map_err(anyhow::Error::msg)?;
+    if args.dry_run {
+        return print(&ruleset.to_string());
+    }
+    netlink::replace(&ruleset).context("the redirect rules could not be written")
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    match io::stdout().write_all(text.as_bytes()) {
+        // Whoever reads has read enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.context("writing to stdout"),
+    }
+}

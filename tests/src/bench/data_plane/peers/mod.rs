@@ -1,0 +1,250 @@
+//! The peers: what stands between client and application, each started the way its users would.
+
+mod envoy;
+mod floor;
+mod haproxy;
+mod heddle;
+mod nginx;
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail, ensure};
+
+use super::{
+    cpu::{self, Usage},
+    field::{Field, Shape},
+    load::Target,
+    probe::{self, Ready},
+    site,
+};
+use crate::process::Process;
+
+/// How long a pair may take to its first answer; debug builds on a busy machine take seconds.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Requests after the first by which it is judged.
+const NEXT: usize = 9;
+
+/// What stands between client and application.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Peer {
+    /// Heddle's sidecars, with its control plane reading a directory.
+    Heddle,
+    /// Envoy with a static config.
+    Envoy,
+    /// HAProxy, HTTP/2 between as the others.
+    Haproxy,
+    /// nginx, HTTP/1.1 on pooled TLS connections.
+    Nginx,
+    /// See `tests/src/bin/floor.rs`.
+    Floor,
+    /// Nothing.
+    None,
+}
+
+impl Peer {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Heddle, Self::Envoy, Self::Haproxy, Self::Nginx, Self::Floor, Self::None];
+
+    /// As it is written in tables and on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Heddle => "heddle",
+            Self::Envoy => "envoy",
+            Self::Haproxy => "haproxy",
+            Self::Nginx => "nginx",
+            Self::Floor => "floor",
+            Self::None => "none",
+        }
+    }
+
+    /// Its program's file, if it has one.
+    ///
+    /// # Errors
+    /// With what is missing.
+    pub fn program(self) -> anyhow::Result<Option<PathBuf>> {
+        match self {
+            Self::Heddle => crate::binaries::path(crate::binaries::PROXY).map(Some),
+            Self::Envoy => envoy::program().map(Some),
+            Self::Haproxy => haproxy::program().map(Some),
+            Self::Nginx => nginx::program().map(Some),
+            Self::Floor => floor::program().map(Some),
+            Self::None => Ok(None),
+        }
+    }
+
+    fn prepare(self, field: &mut Field) -> anyhow::Result<Prepared> {
+        match self {
+            Self::Heddle => heddle::prepare(field),
+            Self::Envoy => envoy::prepare(field),
+            Self::Haproxy => haproxy::prepare(field),
+            Self::Nginx => nginx::prepare(field),
+            Self::Floor => floor::prepare(field),
+            Self::None => Ok(Prepared { outbound: field.site.ip, commands: Vec::new(), ready: Vec::new() }),
+        }
+    }
+}
+
+/// What there is to start, all files written.
+struct Prepared {
+    /// Where the client will find the outbound proxy.
+    outbound: IpAddr,
+    /// Inbound first.
+    commands: Vec<Command>,
+    /// What must hold before the first request.
+    ready: Vec<Ready>,
+}
+
+/// A running pair. It ends when dropped.
+#[derive(Debug)]
+pub struct Pair {
+    /// Whose.
+    pub peer: Peer,
+    /// How long its start took.
+    pub start: Start,
+    outbound: IpAddr,
+    processes: Vec<Process>,
+}
+
+/// Times of a start.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Start {
+    /// From the start of both processes to the end of the first 200.
+    pub to_first_200: Duration,
+    /// The first request, sent when both said that they were ready.
+    pub first: Duration,
+    /// The median of those that followed one after the other, each on a connection of its own as the first.
+    pub next: Duration,
+}
+
+impl Pair {
+    /// Starts both proxies and waits for the first 200 through them.
+    ///
+    /// # Errors
+    /// When its program is missing, ends, or does not answer 200 in a minute.
+    pub fn start(field: &mut Field, peer: Peer) -> anyhow::Result<Self> {
+        let Prepared { outbound, commands, ready } = peer.prepare(field)?;
+        let began = Instant::now();
+        let mut processes = Vec::new();
+        for (command, side) in commands.iter().zip(["inbound", "outbound"]) {
+            processes.push(field.world.run(&format!("{}-{side}", peer.name()), command)?);
+        }
+        let mut pair = Self { peer, start: Start::default(), outbound, processes };
+        for one in ready {
+            while !one.holds() {
+                pair.goes_on(began, "not ready")?;
+            }
+        }
+        let target = pair.http("/1k");
+        loop {
+            let asked = Instant::now();
+            match probe::status(&target) {
+                Some(200) => {
+                    pair.start.first = asked.elapsed();
+                    break;
+                }
+                other => pair.goes_on(began, &format!("the answer is {other:?}"))?,
+            }
+        }
+        pair.start.to_first_200 = began.elapsed();
+        let mut next = Vec::new();
+        for _ in 0..NEXT {
+            let asked = Instant::now();
+            probe::status(&target).context("the second request got no answer")?;
+            next.push(asked.elapsed());
+        }
+        next.sort_unstable();
+        pair.start.next = next[NEXT / 2];
+        Ok(pair)
+    }
+
+    /// Pauses, unless the start has failed.
+    fn goes_on(&mut self, began: Instant, why: &str) -> anyhow::Result<()> {
+        for process in &mut self.processes {
+            if !process.is_running() {
+                bail!("{} ended: {}", process.name(), process.log());
+            }
+        }
+        if began.elapsed() > PATIENCE {
+            let logs: Vec<_> = self.processes.iter().map(Process::log).collect();
+            bail!("{} after {PATIENCE:?}: {why}\n{}", self.peer.name(), logs.join("\n"));
+        }
+        probe::pause();
+        Ok(())
+    }
+
+    /// Where a client asks nginx for `path`.
+    #[must_use]
+    pub fn http(&self, path: &str) -> Target {
+        self.target(&format!("site:{}", site::HTTP), site::HTTP, path)
+    }
+
+    /// Where a client calls the gRPC server.
+    #[must_use]
+    pub fn grpc(&self, path: &str) -> Target {
+        self.target(&format!("echo:{}", site::GRPC), site::GRPC, path)
+    }
+
+    fn target(&self, host: &str, port: u16, path: &str) -> Target {
+        let port = if self.peer == Peer::None { port } else { heddle_api::ports::OUTBOUND };
+        Target { address: SocketAddr::new(self.outbound, port), host: host.to_owned(), path: path.to_owned() }
+    }
+
+    /// Where a client finds a TCP application of this port.
+    #[must_use]
+    pub fn tcp(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.outbound, port)
+    }
+
+    /// What both proxies have used so far.
+    ///
+    /// # Errors
+    /// When one has ended.
+    pub fn usage(&self) -> anyhow::Result<Usage> {
+        Usage::of(&self.ids()).with_context(|| self.logs())
+    }
+
+    /// The resident memory of both, in bytes.
+    ///
+    /// # Errors
+    /// When one has ended.
+    pub fn resident(&self) -> anyhow::Result<u64> {
+        cpu::resident(&self.ids()).with_context(|| self.logs())
+    }
+
+    fn ids(&self) -> Vec<u32> {
+        self.processes.iter().map(Process::id).collect()
+    }
+
+    fn logs(&self) -> String {
+        self.processes.iter().map(Process::log).collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// `text` with each `<<NAME>>` replaced.
+pub(super) fn fill<V: AsRef<str>>(text: &str, values: &[(&str, V)]) -> String {
+    let replace =
+        |text: String, (name, value): &(&str, V)| text.replace(&format!("<<{name}>>"), value.as_ref());
+    values.iter().fold(text.to_owned(), replace)
+}
+
+/// Writes a peer's config file with its names filled in.
+fn configure(directory: &Path, name: &str, text: &str, values: &[(&str, String)]) -> anyhow::Result<PathBuf> {
+    std::fs::create_dir_all(directory)?;
+    let file = directory.join(name);
+    std::fs::write(&file, fill(text, values)).with_context(|| format!("writing {}", file.display()))?;
+    Ok(file)
+}
+
+/// For the peers that stay out of the workloads with many endpoints or routes.
+fn only_one_endpoint(field: &Field) -> anyhow::Result<()> {
+    ensure!(field.shape == Shape::PLAIN, "its config has one endpoint and one route");
+    Ok(())
+}
