@@ -1,6 +1,11 @@
 //! What is wrong with somebody's manifests, said so that they can find it: file, line, object, field, sentence.
 
-use std::{collections::BTreeSet, fmt, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use serde::Serialize;
 
@@ -108,8 +113,8 @@ impl fmt::Display for Diagnostic {
 /// Where an object is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// The file.
-    pub file: PathBuf,
+    /// The file; all objects of one share its name.
+    pub file: Arc<Path>,
     /// The line on which its document begins, from 1.
     pub line: u32,
 }
@@ -161,7 +166,7 @@ impl FieldError {
         Diagnostic {
             severity: self.severity,
             reason: self.reason,
-            file: place.map(|p| p.file.clone()),
+            file: place.map(|p| p.file.to_path_buf()),
             line: place.map(|p| p.line),
             object: Some(object.clone()),
             field: (!self.field.is_empty()).then_some(self.field),

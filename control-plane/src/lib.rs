@@ -12,6 +12,7 @@ pub mod cluster;
 pub mod compile;
 pub mod diagnostics;
 pub mod discovery;
+mod few;
 pub mod hub;
 pub mod identity;
 pub mod inject;

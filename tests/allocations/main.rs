@@ -84,7 +84,7 @@ fn start_sidecar(world: &World, name: &str, ip: IpAddr, logs: Logs) {
     let token = world.token("shop", name, "1h").unwrap();
     let command = world.sidecar_command(&format!("shop/{name}"), ip, &token).unwrap();
     let words = std::iter::once(command.get_program()).chain(command.get_args());
-    let Command::Run(args) = Cli::parse_from(words).command;
+    let Command::Run(args) = Cli::parse_from(words).command else { unreachable!("it says `run`") };
     thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(heddle_proxy::run::run(*args, logs)).unwrap();

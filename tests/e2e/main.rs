@@ -3,6 +3,7 @@
 mod attacks;
 mod bad_http;
 mod bad_input;
+mod bench_control_plane;
 mod bench_smoke;
 mod captured;
 mod complaints;

@@ -237,6 +237,7 @@ impl tower_service::Service<Uri> for Dial {
         let Self { config, address } = self.clone();
         Box::pin(async move {
             let stream = TcpStream::connect(address).await?;
+            stream.set_nodelay(true)?;
             let name = ServerName::from(address.ip());
             Ok(TokioIo::new(TlsConnector::from(config).connect(name, stream).await?))
         })

@@ -123,26 +123,33 @@ impl Mesh {
         touched.deps.insert(Dep::pod(name));
         // Before and after: who selected it, and who will.
         self.touch_around_pod(name, touched);
-        let old = self.pods.remove(name);
+        let (shared, old) = self.pods.remove_entry(name).unzip();
+        let shared = shared.unwrap_or_else(|| Arc::new(name.clone()));
         for ip in old.iter().flat_map(|old| &old.ips) {
             self.edit_holders(*ip, |holders| holders.pods.remove(name));
         }
-        self.selection.set_pod(name, entry.as_ref().map(|entry| &entry.labels));
-        if let Some(old) = &old {
-            take(&mut self.pods_on, &old.node, name);
+        let labels = self.selection.set_pod(&shared, entry.as_ref().map(|entry| &*entry.labels));
+        if let Some(node) = old.as_ref().and_then(|old| old.node.as_deref()) {
+            take(&mut self.pods_on, node, name);
         }
-        if let Some(entry) = entry {
-            if !entry.node.is_empty() {
-                self.pods_on.entry(entry.node.clone()).or_default().insert(name.clone());
-            }
+        if let Some((mut entry, labels)) = entry.zip(labels) {
+            entry.labels = labels;
+            entry.node = entry.node.map(|node| self.stand_on(&node, &shared));
             for ip in &entry.ips {
                 if !entry.host_network {
-                    self.edit_holders(*ip, |holders| holders.pods.insert(name.clone()));
+                    self.edit_holders(*ip, |holders| holders.pods.insert(Arc::clone(&shared)));
                 }
             }
-            self.pods.insert(name.clone(), entry);
+            self.pods.insert(shared, entry);
         }
         self.touch_around_pod(name, touched);
+    }
+
+    /// Files a pod under its node, and returns the node's name as it is kept: once for all pods on it.
+    fn stand_on(&mut self, node: &Arc<str>, pod: &Arc<Name>) -> Arc<str> {
+        let node = Arc::clone(self.pods_on.get_key_value(node).map_or(node, |(known, _)| known));
+        self.pods_on.entry(Arc::clone(&node)).or_default().insert(Arc::clone(pod));
+        node
     }
 
     fn set_zone(&mut self, node: &str, zone: Option<String>, touched: &mut Touched) {
@@ -167,7 +174,7 @@ impl Mesh {
         }
         for ip in self.pods.get(name).iter().flat_map(|pod| &pod.ips) {
             touched.deps.insert(Dep::Address(*ip));
-            for (service, _) in self.addresses.get(ip).iter().flat_map(|holders| &holders.slices) {
+            for (service, _) in self.addresses.get(ip).into_iter().flat_map(|holders| &holders.slices) {
                 touched.deps.insert(Dep::endpoints(service));
                 self.suspect_access_policies(service, touched);
             }
@@ -188,16 +195,17 @@ impl Mesh {
         touched.deps.insert(Dep::endpoints(name));
         touched.suspects.extend(self.referrers.get(name).into_iter().flatten().cloned());
         self.touch_around_service(name, touched);
-        let old = self.services.remove(name);
+        let (shared, old) = self.services.remove_entry(name).unzip();
+        let shared = shared.unwrap_or_else(|| Arc::new(name.clone()));
         for ip in old.iter().flat_map(|old| &old.cluster_ips) {
             self.edit_holders(*ip, |holders| holders.services.remove(name));
         }
-        self.selection.set_service(name, entry.as_ref().map(|entry| &entry.selector));
+        self.selection.set_service(&shared, entry.as_ref().map(|entry| &entry.selector));
         if let Some(entry) = entry {
             for ip in &entry.cluster_ips {
-                self.edit_holders(*ip, |holders| holders.services.insert(name.clone()));
+                self.edit_holders(*ip, |holders| holders.services.insert(Arc::clone(&shared)));
             }
-            self.services.insert(name.clone(), entry);
+            self.services.insert(shared, entry);
         }
         self.touch_around_service(name, touched);
     }
@@ -226,9 +234,9 @@ impl Mesh {
             take(&mut self.slices_of, service, name);
             self.suspect_access_policies(service, touched);
             touched.deps.insert(Dep::endpoints(service));
+            let key = (Arc::new(service.clone()), Arc::new(name.clone()));
             for ip in old.addresses() {
                 touched.deps.insert(Dep::Address(ip));
-                let key = (service.clone(), name.clone());
                 self.edit_holders(ip, |holders| holders.slices.remove(&key));
             }
         }
@@ -237,9 +245,10 @@ impl Mesh {
             self.slices_of.entry(service.clone()).or_default().insert(name.clone());
             self.suspect_access_policies(service, touched);
             touched.deps.insert(Dep::endpoints(service));
+            let key = (Arc::new(service.clone()), Arc::new(name.clone()));
             for ip in entry.addresses() {
                 touched.deps.insert(Dep::Address(ip));
-                self.edit_holders(ip, |holders| holders.slices.insert((service.clone(), name.clone())));
+                self.edit_holders(ip, |holders| holders.slices.insert(key.clone()));
             }
         }
         self.slices.insert(name.clone(), entry);

@@ -32,11 +32,15 @@ impl Mesh {
             };
             let place = self.places.get(&object);
             let found: Vec<_> = errors.into_iter().map(|error| error.of(&object, place)).collect();
-            if found.is_empty() {
-                self.problems.remove(&object);
+            let changed = if found.is_empty() {
+                self.problems.remove(&object).is_some()
             } else {
-                self.problems.insert(object, found);
-            }
+                self.problems.get(&object) != Some(&found) && {
+                    self.problems.insert(object, found);
+                    true
+                }
+            };
+            self.problems_version += u64::from(changed);
         }
     }
 
@@ -76,7 +80,7 @@ impl Mesh {
     }
 
     fn missing_targets(&self, refs: &[TargetRef], targets: &BTreeSet<Name>) -> Vec<FieldError> {
-        let missing = targets.iter().filter(|target| !self.services.contains_key(target));
+        let missing = targets.iter().filter(|target| !self.services.contains_key(*target));
         let error = |target: &Name| {
             FieldError::error(
                 target_field(refs, target),
@@ -93,11 +97,13 @@ impl Mesh {
         let mut errors = self.missing_targets(&policy.spec.target_refs, &targets);
         for target in &targets {
             let pods: BTreeSet<&Name> = self.selection.pods(target).chain(self.sliced_pods(target)).collect();
-            let alive = |pod: &&Name| self.pods.get(pod).is_some_and(|entry| !entry.finished);
+            let alive = |pod: &&Name| self.pods.get(*pod).is_some_and(|entry| !entry.finished);
             let (own, others): (Vec<_>, Vec<_>) =
                 pods.into_iter().filter(alive).partition(|pod| pod.namespace == target.namespace);
-            let bare: Vec<_> =
-                own.into_iter().filter(|pod| self.pods.get(pod).is_some_and(|entry| !entry.meshed)).collect();
+            let bare: Vec<_> = own
+                .into_iter()
+                .filter(|pod| self.pods.get(*pod).is_some_and(|entry| !entry.meshed))
+                .collect();
             for (pods, why) in [
                 (bare, "without a sidecar, which is what enforces it"),
                 (others, "of another namespace, whose own policies say who may call there"),

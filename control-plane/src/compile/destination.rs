@@ -137,7 +137,7 @@ impl Mesh {
             deps.add(Dep::pod(name));
             let Some(pod) = self.pods.get(name).filter(|pod| !pod.finished) else { continue };
             let leads_here = |service: &&Name| {
-                let ports = self.services.get(service).into_iter().flat_map(|service| &service.ports);
+                let ports = self.services.get(*service).into_iter().flat_map(|service| &service.ports);
                 ports.into_iter().find(|port| pod.target(port) == Some(number))
             };
             for service in self.selection.services(name) {
@@ -157,8 +157,8 @@ impl Mesh {
                 }
             }
         }
-        let pods = holders.pods.iter().filter(|name| self.pods.get(name).is_some_and(|pod| !pod.finished));
-        let name = pods.into_iter().next()?;
+        let mut pods = holders.pods.iter().map(|name| &**name);
+        let name = pods.find(|name| self.pods.get(*name).is_some_and(|pod| !pod.finished))?;
         deps.add_policies(&name.namespace);
         let key = BackendKey::Pod(name.clone(), number, ip);
         let bare = ServicePort {

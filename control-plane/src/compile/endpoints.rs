@@ -113,8 +113,9 @@ impl Mesh {
                 };
                 let pods =
                     self.addresses.get(&endpoint.address).into_iter().flat_map(|holders| &holders.pods);
-                let pod =
-                    pods.filter_map(|name| Some((name, self.pods.get(name)?))).find(|(_, pod)| !pod.finished);
+                let pod = pods
+                    .filter_map(|name| Some((&**name, self.pods.get(name)?)))
+                    .find(|(_, pod)| !pod.finished);
                 let abroad = pod.filter(|(pod, _)| pod.namespace != name.namespace);
                 let theirs = abroad.map(|(pod, _)| self.defaults(&pod.namespace));
                 let defaults = theirs.as_ref().unwrap_or(defaults);
@@ -157,12 +158,12 @@ impl Mesh {
         let slices = self.slices_of.get(service).into_iter().flatten();
         let slices = slices.filter_map(|slice| self.slices.get(slice));
         let holders = slices.flat_map(SliceEntry::addresses).filter_map(|ip| self.addresses.get(&ip));
-        holders.flat_map(|holders| &holders.pods)
+        holders.flat_map(|holders| &holders.pods).map(|pod| &**pod)
     }
 
     fn zone(&self, pod: &PodEntry) -> String {
         if pod.zone.is_empty() {
-            self.zones.get(&pod.node).cloned().unwrap_or_default()
+            pod.node.as_deref().and_then(|node| self.zones.get(node)).cloned().unwrap_or_default()
         } else {
             pod.zone.clone()
         }

@@ -5,6 +5,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
 use heddle_api::SIDECAR_ANNOTATION;
@@ -16,6 +17,9 @@ use k8s_openapi::{
     apimachinery::pkg::util::intstr::IntOrString,
 };
 
+use smallvec::SmallVec;
+
+use super::selection::Labels;
 use crate::object::{Name, name_of};
 
 /// Label that names an EndpointSlice's Service.
@@ -26,8 +30,8 @@ const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 /// A pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PodEntry {
-    pub labels: BTreeMap<String, String>,
-    pub ips: Vec<IpAddr>,
+    pub labels: Arc<Labels>,
+    pub ips: SmallVec<[IpAddr; 1]>,
     pub service_account: String,
     pub uid: Option<String>,
     pub meshed: bool,
@@ -42,8 +46,8 @@ pub(super) struct PodEntry {
     pub hostname: String,
     /// What its own label says; otherwise its node's holds.
     pub zone: String,
-    /// Empty where it is not known.
-    pub node: String,
+    /// On which it runs, where that is known.
+    pub node: Option<Arc<str>>,
     /// Named container ports.
     pub ports: BTreeMap<String, u16>,
 }
@@ -54,7 +58,7 @@ impl PodEntry {
         let spec = pod.spec.as_ref();
         let status = pod.status.as_ref();
         let sidecar = meta.annotations.as_ref().and_then(|a| a.get(SIDECAR_ANNOTATION));
-        let mut ips: Vec<IpAddr> = Vec::new();
+        let mut ips = SmallVec::<[IpAddr; 1]>::new();
         let listed = status.and_then(|s| s.pod_ips.as_ref()).into_iter().flatten().map(|ip| &ip.ip);
         for text in status.and_then(|s| s.pod_ip.as_ref()).into_iter().chain(listed) {
             if let Ok(ip) = text.parse()
@@ -72,8 +76,8 @@ impl PodEntry {
         let labels = meta.labels.clone().unwrap_or_default();
         Self {
             zone: labels.get(ZONE_LABEL).cloned().unwrap_or_default(),
-            node: spec.and_then(|s| s.node_name.clone()).unwrap_or_default(),
-            labels,
+            node: spec.and_then(|s| s.node_name.as_deref()).filter(|node| !node.is_empty()).map(Arc::from),
+            labels: Arc::new(labels),
             ips,
             service_account: spec
                 .and_then(|s| s.service_account_name.clone())

@@ -81,6 +81,7 @@ impl Mesh {
         for ip in &entry.ips {
             deps.add(Dep::Address(*ip));
             let slices = self.addresses.get(ip).into_iter().flat_map(|holders| &holders.slices);
+            let slices = slices.map(|(service, slice)| (&**service, slice));
             for (service, slice) in slices.filter(|(service, _)| service.namespace == name.namespace) {
                 deps.add(Dep::service(service));
                 let service_entry = self.services.get(service).filter(|service| !service.external);

@@ -40,6 +40,7 @@ use self::{
 };
 use crate::{
     diagnostics::{Diagnostic, Place},
+    few::Few,
     object::{Name, ObjectRef, name_of, route::Route},
 };
 
@@ -147,10 +148,10 @@ impl Seniority {
 #[derive(Debug, Default)]
 struct Holders {
     /// Services with this cluster IP.
-    services: BTreeSet<Name>,
-    pods: BTreeSet<Name>,
+    services: Few<Arc<Name>>,
+    pods: Few<Arc<Name>>,
     /// Services one of whose EndpointSlices (the second name) holds the address.
-    slices: BTreeSet<(Name, Name)>,
+    slices: Few<(Arc<Name>, Arc<Name>)>,
 }
 
 /// An access policy's target: a Service, or (without a name) a namespace.
@@ -164,11 +165,11 @@ enum AccessTarget {
 #[derive(Debug, Default)]
 pub struct Mesh {
     options: Options,
-    pods: HashMap<Name, PodEntry>,
+    pods: HashMap<Arc<Name>, PodEntry>,
     /// Zones by node.
     zones: HashMap<String, String>,
-    pods_on: HashMap<String, BTreeSet<Name>>,
-    services: HashMap<Name, ServiceEntry>,
+    pods_on: HashMap<Arc<str>, BTreeSet<Arc<Name>>>,
+    services: HashMap<Arc<Name>, ServiceEntry>,
     selection: Selection,
     slices: HashMap<Name, SliceEntry>,
     slices_of: HashMap<Name, BTreeSet<Name>>,
@@ -189,6 +190,8 @@ pub struct Mesh {
     /// Objects that could not be used at all, by themselves.
     unusable: HashMap<ObjectRef, Vec<crate::diagnostics::FieldError>>,
     problems: BTreeMap<ObjectRef, Vec<Diagnostic>>,
+    /// Grows with each change of `problems`.
+    problems_version: u64,
 }
 
 impl Mesh {
@@ -205,7 +208,7 @@ impl Mesh {
         Some(PodFacts {
             service_account: entry.service_account.clone(),
             meshed: entry.meshed,
-            ips: entry.ips.clone(),
+            ips: entry.ips.to_vec(),
             uid: entry.uid.clone(),
             terminating: entry.terminating,
             finished: entry.finished,
@@ -216,6 +219,12 @@ impl Mesh {
     #[must_use]
     pub fn diagnostics(&self) -> Vec<Diagnostic> {
         self.problems.values().flatten().cloned().collect()
+    }
+
+    /// Another number than last time when [`Mesh::diagnostics`] may say something else.
+    #[must_use]
+    pub const fn diagnostics_version(&self) -> u64 {
+        self.problems_version
     }
 
     fn identity(&self, pod: &Name, entry: &PodEntry) -> Option<SpiffeId> {

@@ -3,11 +3,17 @@
 //! Pods are found by their labels; a Service is filed under the one label of its selector that the fewest Services
 //! share, so that neither a pod nor a Service ever looks at all of the other kind.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    borrow::Borrow,
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    hash::Hash,
+    sync::Arc,
+};
 
-use crate::object::Name;
+use crate::{few::Few, object::Name};
 
-type Labels = BTreeMap<String, String>;
+/// What a pod is labelled with.
+pub(super) type Labels = BTreeMap<String, String>;
 
 /// A label within a namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -33,27 +39,29 @@ fn selects(selector: &Labels, labels: &Labels) -> bool {
 /// Who selects whom.
 #[derive(Debug, Default)]
 pub(super) struct Selection {
-    pods: HashMap<Name, Labels>,
-    pods_by_label: HashMap<Label, BTreeSet<Name>>,
-    services: HashMap<Name, (Labels, Label)>,
-    services_by_label: HashMap<Label, BTreeSet<Name>>,
-    pods_of: HashMap<Name, BTreeSet<Name>>,
-    services_of: HashMap<Name, BTreeSet<Name>>,
+    pods: HashMap<Arc<Name>, Arc<Labels>>,
+    /// Once each: all pods of a ReplicaSet have the same.
+    labels: HashSet<Arc<Labels>>,
+    pods_by_label: HashMap<Label, BTreeSet<Arc<Name>>>,
+    services: HashMap<Arc<Name>, (Labels, Label)>,
+    services_by_label: HashMap<Label, BTreeSet<Arc<Name>>>,
+    pods_of: HashMap<Arc<Name>, BTreeSet<Arc<Name>>>,
+    services_of: HashMap<Arc<Name>, Few<Arc<Name>>>,
 }
 
 impl Selection {
     /// The pods that a Service selects, in the order of their names.
     pub(super) fn pods(&self, service: &Name) -> impl Iterator<Item = &Name> {
-        self.pods_of.get(service).into_iter().flatten()
+        self.pods_of.get(service).into_iter().flatten().map(|pod| &**pod)
     }
 
     /// The Services that select a pod, in the order of their names.
     pub(super) fn services(&self, pod: &Name) -> impl Iterator<Item = &Name> {
-        self.services_of.get(pod).into_iter().flatten()
+        self.services_of.get(pod).into_iter().flatten().map(|service| &**service)
     }
 
-    /// Sets or, with `None`, removes a pod's labels.
-    pub(super) fn set_pod(&mut self, pod: &Name, labels: Option<&Labels>) {
+    /// Sets or, with `None`, removes a pod's labels. Returns them as they are kept: once for all pods that have the same.
+    pub(super) fn set_pod(&mut self, pod: &Arc<Name>, labels: Option<&Labels>) -> Option<Arc<Labels>> {
         if let Some(old) = self.pods.remove(pod) {
             for label in labels_of(&pod.namespace, &old) {
                 take(&mut self.pods_by_label, &label, pod);
@@ -61,31 +69,46 @@ impl Selection {
             for service in self.services_of.remove(pod).into_iter().flatten() {
                 take(&mut self.pods_of, &service, pod);
             }
+            // Its own and the set's: no other pod has them.
+            if Arc::strong_count(&old) == 2 {
+                self.labels.remove(&old);
+            }
         }
-        let Some(labels) = labels else { return };
+        let labels = labels?;
         for label in labels_of(&pod.namespace, labels) {
             for service in self.services_by_label.get(&label).into_iter().flatten() {
                 if self.services.get(service).is_some_and(|(selector, _)| selects(selector, labels)) {
-                    self.pods_of.entry(service.clone()).or_default().insert(pod.clone());
-                    self.services_of.entry(pod.clone()).or_default().insert(service.clone());
+                    self.pods_of.entry(Arc::clone(service)).or_default().insert(Arc::clone(pod));
+                    self.services_of.entry(Arc::clone(pod)).or_default().insert(Arc::clone(service));
                 }
             }
-            self.pods_by_label.entry(label).or_default().insert(pod.clone());
+            self.pods_by_label.entry(label).or_default().insert(Arc::clone(pod));
         }
-        self.pods.insert(pod.clone(), labels.clone());
+        let labels = self.labels.get(labels).cloned().unwrap_or_else(|| {
+            let new = Arc::new(labels.clone());
+            self.labels.insert(Arc::clone(&new));
+            new
+        });
+        self.pods.insert(Arc::clone(pod), Arc::clone(&labels));
+        Some(labels)
     }
 
     /// Sets or, with `None` or an empty one (which selects nothing), removes a Service's selector.
-    pub(super) fn set_service(&mut self, service: &Name, selector: Option<&Labels>) {
+    pub(super) fn set_service(&mut self, service: &Arc<Name>, selector: Option<&Labels>) {
         if let Some((_, label)) = self.services.remove(service) {
             take(&mut self.services_by_label, &label, service);
             for pod in self.pods_of.remove(service).into_iter().flatten() {
-                take(&mut self.services_of, &pod, service);
+                if let Some(services) = self.services_of.get_mut(&pod) {
+                    services.remove(service);
+                    if services.is_empty() {
+                        self.services_of.remove(&pod);
+                    }
+                }
             }
         }
         let Some(selector) = selector else { return };
         let labels = labels_of(&service.namespace, selector);
-        let fewest = |map: &HashMap<Label, BTreeSet<Name>>| {
+        let fewest = |map: &HashMap<Label, BTreeSet<Arc<Name>>>| {
             labels.iter().min_by_key(|label| map.get(*label).map_or(0, BTreeSet::len)).cloned()
         };
         let (Some(rare_in_pods), Some(rare)) = (fewest(&self.pods_by_label), fewest(&self.services_by_label))
@@ -94,17 +117,23 @@ impl Selection {
         };
         for pod in self.pods_by_label.get(&rare_in_pods).into_iter().flatten() {
             if self.pods.get(pod).is_some_and(|labels| selects(selector, labels)) {
-                self.pods_of.entry(service.clone()).or_default().insert(pod.clone());
-                self.services_of.entry(pod.clone()).or_default().insert(service.clone());
+                self.pods_of.entry(Arc::clone(service)).or_default().insert(Arc::clone(pod));
+                self.services_of.entry(Arc::clone(pod)).or_default().insert(Arc::clone(service));
             }
         }
-        self.services_by_label.entry(rare.clone()).or_default().insert(service.clone());
-        self.services.insert(service.clone(), (selector.clone(), rare));
+        self.services_by_label.entry(rare.clone()).or_default().insert(Arc::clone(service));
+        self.services.insert(Arc::clone(service), (selector.clone(), rare));
     }
 }
 
 /// Takes one out of a map of sets, and the set with it when it was the last.
-pub(super) fn take<K: std::hash::Hash + Eq, V: Ord>(map: &mut HashMap<K, BTreeSet<V>>, key: &K, value: &V) {
+pub(super) fn take<K, V, Q, R>(map: &mut HashMap<K, BTreeSet<V>>, key: &Q, value: &R)
+where
+    K: Hash + Eq + Borrow<Q>,
+    V: Ord + Borrow<R>,
+    Q: Hash + Eq + ?Sized,
+    R: Ord + ?Sized,
+{
     if let Some(set) = map.get_mut(key) {
         set.remove(value);
         if set.is_empty() {
@@ -131,14 +160,15 @@ mod tests {
             let mut index = Selection::default();
             let (mut pods, mut services) = (BTreeMap::new(), BTreeMap::new());
             for (is_pod, number, labels) in steps {
-                let name = Name::new("n", number.to_string());
+                let name = Arc::new(Name::new("n", number.to_string()));
                 let map = if is_pod { &mut pods } else { &mut services };
                 match &labels {
                     Some(labels) => map.insert(name.clone(), labels.clone()),
                     None => map.remove(&name),
                 };
                 if is_pod {
-                    index.set_pod(&name, labels.as_ref());
+                    let kept = index.set_pod(&name, labels.as_ref());
+                    prop_assert_eq!(kept.as_deref(), labels.as_ref());
                 } else {
                     index.set_service(&name, labels.as_ref());
                 }
@@ -146,7 +176,7 @@ mod tests {
                     let expected: Vec<_> = pods
                         .iter()
                         .filter(|(_, labels)| !selector.is_empty() && selects(selector, labels))
-                        .map(|(pod, _)| pod)
+                        .map(|(pod, _)| &**pod)
                         .collect();
                     prop_assert_eq!(index.pods(service).collect::<Vec<_>>(), expected);
                 }
@@ -154,7 +184,7 @@ mod tests {
                     let expected: Vec<_> = services
                         .iter()
                         .filter(|(_, selector)| !selector.is_empty() && selects(selector, labels))
-                        .map(|(service, _)| service)
+                        .map(|(service, _)| &**service)
                         .collect();
                     prop_assert_eq!(index.services(pod).collect::<Vec<_>>(), expected);
                 }

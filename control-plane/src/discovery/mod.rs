@@ -147,6 +147,7 @@ impl Conversation {
     ) -> Result<(), Status> {
         self.take_in(session, first)?;
         let mut sent_at = Instant::now();
+        let mut heard = true;
         loop {
             session.mark(stream.take_dirty());
             if let Some(response) = session.respond() {
@@ -162,18 +163,25 @@ impl Conversation {
                     return Ok(());
                 }
             }
-            let report = session.report();
-            let waiting = report.unanswered.is_some();
-            stream.report(|status| {
-                status.subscribed = report.subscribed;
-                status.current = report.current;
-                status.absent = report.absent;
-                status.unanswered = report.unanswered;
-                status.refused = report.refused;
-            });
+            let unanswered = session.unanswered();
+            let waiting = unanswered.is_some();
+            stream.report(|status| status.unanswered = unanswered);
+            // Counting costs what is subscribed, and only what a sidecar says changes it.
+            if std::mem::take(&mut heard) {
+                let report = session.report();
+                stream.report(|status| {
+                    status.subscribed = report.subscribed;
+                    status.current = report.current;
+                    status.absent = report.absent;
+                    status.refused = report.refused;
+                });
+            }
             tokio::select! {
                 request = self.requests.message() => match request {
-                    Ok(Some(request)) => self.take_in(session, request)?,
+                    Ok(Some(request)) => {
+                        self.take_in(session, request)?;
+                        heard = true;
+                    }
                     Ok(None) => return Ok(()),
                     Err(status) => return Err(status),
                 },
@@ -181,7 +189,7 @@ impl Conversation {
                 () = tokio::time::sleep_until(sent_at + ANSWER_TIMEOUT), if waiting => {
                     return Err(Status::deadline_exceeded(format!(
                         "response {} was not answered within {ANSWER_TIMEOUT:?}",
-                        report.unanswered.unwrap_or_default()
+                        unanswered.unwrap_or_default()
                     )));
                 }
                 () = self.responses.closed() => return Ok(()),

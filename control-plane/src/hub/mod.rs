@@ -40,10 +40,17 @@ pub struct Hub {
     trust_domain: Arc<str>,
     bundle: Mutex<v1::TrustBundle>,
     problems: Mutex<Vec<Diagnostic>>,
-    logged: Mutex<BTreeSet<Diagnostic>>,
+    logged: Mutex<Logged>,
     synced: watch::Sender<bool>,
     applied: watch::Sender<()>,
     metrics: Arc<Metrics>,
+}
+
+/// The objects' problems that were told.
+#[derive(Default)]
+struct Logged {
+    version: u64,
+    problems: BTreeSet<Diagnostic>,
 }
 
 impl Hub {
@@ -178,12 +185,18 @@ impl Hub {
 
     /// Counts all problems, and logs each of the objects' when it appears. The source logs its own.
     fn log_problems(&self) {
-        let now: BTreeSet<_> = self.mesh().diagnostics().into_iter().collect();
-        self.metrics.problems.set((now.len() + lock(&self.problems).len()) as i64);
-        let before = std::mem::replace(&mut *lock(&self.logged), now.clone());
-        for problem in now.difference(&before) {
-            tracing::warn!("{problem}");
+        let mesh = self.mesh();
+        let mut logged = lock(&self.logged);
+        // Nearly always; what is wrong elsewhere must not make a change dearer.
+        if mesh.diagnostics_version() != logged.version {
+            logged.version = mesh.diagnostics_version();
+            let now: BTreeSet<_> = mesh.diagnostics().into_iter().collect();
+            for problem in now.difference(&logged.problems) {
+                tracing::warn!("{problem}");
+            }
+            logged.problems = now;
         }
+        self.metrics.problems.set((logged.problems.len() + lock(&self.problems).len()) as i64);
     }
 
     fn compile(&self, mesh: &Mesh, key: &Key) -> (Rendered, Vec<Dep>) {

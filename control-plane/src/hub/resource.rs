@@ -1,6 +1,9 @@
 //! A resource as discovery sends it: its key, its content with a version, and the difference between two contents.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+};
 
 use heddle_api::{
     identity::PodName,
@@ -98,13 +101,32 @@ pub struct Rendered {
     pub backends: Vec<Key>,
     /// Bytes on the wire.
     pub size: usize,
+    deltas: Deltas,
+}
+
+/// The differences from former states, by the former's version: asked for by a thousand streams, made once.
+#[derive(Debug, Default)]
+struct Deltas(Mutex<Vec<(String, Option<v1::EndpointsDelta>)>>);
+
+/// They follow from the states, so they are no part of what a state is.
+impl PartialEq for Deltas {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Clone for Deltas {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
 }
 
 impl Rendered {
     /// A state that says: absent.
     #[must_use]
     pub const fn absent() -> Self {
-        Self { version: String::new(), body: None, backends: Vec::new(), size: 0 }
+        let deltas = Deltas(Mutex::new(Vec::new()));
+        Self { version: String::new(), body: None, backends: Vec::new(), size: 0, deltas }
     }
 
     /// A Destination.
@@ -138,16 +160,30 @@ impl Rendered {
         let encoded = value.encode_to_vec();
         let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &encoded);
         let version = super::hex(&digest.as_ref()[..16]);
-        Self { version, size: encoded.len(), body: Some(body(value)), backends: Vec::new() }
+        Self { version, size: encoded.len(), body: Some(body(value)), ..Self::absent() }
     }
 
     /// This state as the difference from `base`, if both are Endpoints and that is shorter.
     #[must_use]
     pub fn delta_from(&self, base: &Self) -> Option<v1::EndpointsDelta> {
+        let mut deltas = super::lock(&self.deltas.0);
+        if let Some((_, delta)) = deltas.iter().find(|(version, _)| *version == base.version) {
+            return delta.clone();
+        }
+        // Streams are at most some states behind; who is further gets the whole.
+        deltas.truncate(super::table::FORMER - 1);
+        let delta = self.make_delta_from(base);
+        deltas.insert(0, (base.version.clone(), delta.clone()));
+        delta
+    }
+
+    fn make_delta_from(&self, base: &Self) -> Option<v1::EndpointsDelta> {
         let (Some(Body::Endpoints(new)), Some(Body::Endpoints(old))) = (&self.body, &base.body) else {
             return None;
         };
-        let place = |endpoint: &v1::Endpoint| (endpoint.address.clone(), endpoint.port);
+        fn place(endpoint: &v1::Endpoint) -> (&str, u32) {
+            (&endpoint.address, endpoint.port)
+        }
         let mut gone: HashMap<_, _> =
             old.endpoints.iter().map(|endpoint| (place(endpoint), endpoint)).collect();
         let upserted = new
@@ -156,8 +192,10 @@ impl Rendered {
             .filter(|endpoint| gone.remove(&place(endpoint)) != Some(*endpoint))
             .cloned()
             .collect();
-        let mut removed: Vec<_> =
-            gone.into_keys().map(|(address, port)| v1::EndpointKey { address, port }).collect();
+        let mut removed: Vec<_> = gone
+            .into_keys()
+            .map(|(address, port)| v1::EndpointKey { address: address.to_owned(), port })
+            .collect();
         removed.sort_by(|a, b| (&a.address, a.port).cmp(&(&b.address, b.port)));
         let delta = v1::EndpointsDelta { base_version: base.version.clone(), upserted, removed };
         (delta.encoded_len() < self.size).then_some(delta)

@@ -12,7 +12,7 @@ use super::{
 use crate::compile::Dep;
 
 /// Former states of a resource that are remembered, so that a stream a few changes behind still gets a difference.
-const FORMER: usize = 4;
+pub(super) const FORMER: usize = 4;
 
 #[derive(Default)]
 pub(super) struct Table {

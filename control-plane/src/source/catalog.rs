@@ -3,11 +3,16 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use super::document::{Parsed, Subject};
+use super::{
+    document::{Document, Parsed, Subject},
+    kept::Kept,
+};
 use crate::{
     diagnostics::{Diagnostic, FieldError, Place, Reason, Severity},
+    few::Few,
     object::{Change, Object, ObjectRef},
 };
 
@@ -15,9 +20,9 @@ use crate::{
 #[derive(Debug)]
 pub(super) enum Found {
     /// A file with these documents.
-    Documents(Vec<Parsed>),
-    /// What the file held when it was last good, before this process began. What it is now comes next.
-    Recalled(Vec<Parsed>),
+    Documents(Vec<Document>),
+    /// What the file held when it was last good, before this process began. What it is now comes next, in the same part.
+    Recalled(Vec<Document>),
     /// A file that cannot be read, and why. What it held stays.
     Unreadable(String),
     /// Nothing any more.
@@ -28,7 +33,7 @@ impl Found {
     /// Whether something there cannot be used.
     pub(super) fn is_broken(&self) -> bool {
         match self {
-            Self::Documents(documents) => documents.iter().any(|parsed| parsed.outcome.is_err()),
+            Self::Documents(documents) => documents.iter().any(Document::is_broken),
             Self::Unreadable(_) => true,
             Self::Recalled(_) | Self::Gone => false,
         }
@@ -38,54 +43,101 @@ impl Found {
 /// All files' objects.
 #[derive(Debug, Default)]
 pub(super) struct Catalog {
-    files: BTreeMap<PathBuf, File>,
-    /// In which files an object is; the first by name is the one that holds.
-    owners: BTreeMap<ObjectRef, BTreeSet<PathBuf>>,
-    /// What was sent on.
-    current: HashMap<ObjectRef, (Object, Place)>,
+    files: BTreeMap<Arc<Path>, File>,
+    objects: HashMap<Arc<ObjectRef>, Entry>,
     /// Objects that are in more than one file.
-    doubled: BTreeSet<ObjectRef>,
+    doubled: BTreeSet<Arc<ObjectRef>>,
+    /// Files with problems.
+    troubled: BTreeSet<Arc<Path>>,
+    /// Broken documents whose object the file did not have: it may have moved here from another file of the transaction.
+    strays: Vec<Stray>,
+}
+
+/// An object.
+#[derive(Debug, Default)]
+struct Entry {
+    /// In which files it is; the first by name is the one that holds.
+    owners: Few<Arc<Path>>,
+    /// What was sent on.
+    current: Option<(Kept, Place)>,
 }
 
 #[derive(Debug, Default)]
 struct File {
-    objects: BTreeMap<ObjectRef, (Object, u32)>,
+    objects: BTreeMap<Arc<ObjectRef>, Slot>,
     problems: Vec<Diagnostic>,
     /// What is kept of it is from before this process began.
     recalled: bool,
 }
 
+/// An object of a file.
+#[derive(Clone, Debug)]
+struct Slot {
+    object: Kept,
+    line: u32,
+    /// Of the document that it was read from, where that holds nothing else.
+    digest: Option<u64>,
+}
+
 impl Catalog {
-    /// Takes what changed in one transaction.
-    pub(super) fn apply(&mut self, found: Vec<(PathBuf, Found)>) -> Vec<Change> {
+    /// Takes what changed in one transaction, or the last part of one.
+    pub(super) fn apply(&mut self, found: impl IntoIterator<Item = (PathBuf, Found)>) -> Vec<Change> {
+        let mut touched = self.take_in(found);
+        for stray in std::mem::take(&mut self.strays) {
+            self.adopt(&stray, &mut touched);
+        }
+        self.settle_all(touched)
+    }
+
+    /// Takes a part of a transaction that [`Catalog::apply`] will end. Nobody may look at its changes before that.
+    pub(super) fn apply_part(&mut self, found: impl IntoIterator<Item = (PathBuf, Found)>) -> Vec<Change> {
+        let touched = self.take_in(found);
+        self.settle_all(touched)
+    }
+
+    fn take_in(&mut self, found: impl IntoIterator<Item = (PathBuf, Found)>) -> BTreeSet<Arc<ObjectRef>> {
         let mut touched = BTreeSet::new();
-        // Broken documents whose object the file did not have: it may just have moved here from another file.
-        let mut strays = Vec::new();
         for (path, found) in found {
-            let old = self.files.remove(&path).unwrap_or_default();
+            let (path, old) = match self.files.remove_entry(&*path) {
+                Some((path, file)) => (path, file),
+                None => (path.into(), File::default()),
+            };
+            self.troubled.remove(&path);
             touched.extend(old.objects.keys().cloned());
             for reference in old.objects.keys() {
-                self.disown(reference, &path);
+                if let Some(entry) = self.objects.get_mut(reference) {
+                    entry.owners.remove(&path);
+                }
             }
             let new = match found {
                 Found::Gone => continue,
                 Found::Unreadable(message) => unreadable(&path, old, &message),
-                Found::Documents(documents) => read(&path, old, documents, &mut strays),
+                Found::Documents(documents) => read(&path, old, documents, &mut self.strays),
                 Found::Recalled(documents) => {
-                    File { recalled: true, ..read(&path, old, documents, &mut strays) }
+                    File { recalled: true, ..read(&path, old, documents, &mut self.strays) }
                 }
             };
             for reference in new.objects.keys() {
-                self.owners.entry(reference.clone()).or_default().insert(path.clone());
+                self.own(reference, &path);
+                if !touched.contains(reference) {
+                    touched.insert(Arc::clone(reference));
+                }
             }
-            touched.extend(new.objects.keys().cloned());
+            if !new.problems.is_empty() {
+                self.troubled.insert(Arc::clone(&path));
+            }
             self.files.insert(path, new);
         }
-        for stray in strays {
-            self.adopt(&stray, &mut touched);
+        touched
+    }
+
+    fn settle_all(&mut self, touched: BTreeSet<Arc<ObjectRef>>) -> Vec<Change> {
+        let mut changes = Vec::new();
+        // Once for each object, however often its file was found.
+        for reference in touched {
+            self.settle(&reference, &mut changes);
         }
-        // Once for each object, however often its file is in `found`.
-        touched.into_iter().flat_map(|reference| self.settle(&reference)).collect()
+        changes
     }
 
     /// Whether something was read from the path.
@@ -93,21 +145,23 @@ impl Catalog {
         self.files.get(path).is_some_and(|file| !file.objects.is_empty())
     }
 
+    /// The objects that were read from the file's documents, by the documents' digests.
+    pub(super) fn documents(&self, path: &Path) -> HashMap<u64, Arc<ObjectRef>> {
+        let objects = self.files.get(path).into_iter().flat_map(|file| &file.objects);
+        objects.filter_map(|(reference, slot)| Some((slot.digest?, Arc::clone(reference)))).collect()
+    }
+
     /// Everything that is wrong, in the order of files and lines.
     pub(super) fn problems(&self) -> Vec<Diagnostic> {
-        let mut problems: Vec<_> =
-            self.files.values().flat_map(|file| file.problems.iter().cloned()).collect();
+        let troubled = self.troubled.iter().filter_map(|path| self.files.get(path));
+        let mut problems: Vec<_> = troubled.flat_map(|file| file.problems.iter().cloned()).collect();
         for reference in &self.doubled {
-            let mut files = self.owners.get(reference).into_iter().flatten();
+            let mut files = self.objects.get(reference).into_iter().flat_map(|entry| &entry.owners);
             let Some(first) = files.next() else { continue };
             for other in files {
-                let line = self
-                    .files
-                    .get(other)
-                    .and_then(|file| file.objects.get(reference))
-                    .map_or(1, |(_, line)| *line);
+                let slot = self.files.get(other).and_then(|file| file.objects.get(reference));
                 let message = format!("is in {} too, which comes first by name and holds", first.display());
-                let place = Place { file: other.clone(), line };
+                let place = Place { file: Arc::clone(other), line: slot.map_or(1, |slot| slot.line) };
                 problems.push(FieldError::error("", message).of(reference, Some(&place)));
             }
         }
@@ -115,64 +169,75 @@ impl Catalog {
         problems
     }
 
-    fn disown(&mut self, reference: &ObjectRef, path: &Path) {
-        if let Some(paths) = self.owners.get_mut(reference) {
-            paths.remove(path);
-            if paths.is_empty() {
-                self.owners.remove(reference);
-            }
+    fn own(&mut self, reference: &Arc<ObjectRef>, path: &Arc<Path>) {
+        if let Some(entry) = self.objects.get_mut(reference) {
+            entry.owners.insert(Arc::clone(path));
+        } else {
+            let mut entry = Entry::default();
+            entry.owners.insert(Arc::clone(path));
+            self.objects.insert(Arc::clone(reference), entry);
         }
     }
 
     /// Keeps the last good state of an object whose document is broken in its new file, unless a file has it whole.
-    fn adopt(&mut self, stray: &Stray, touched: &mut BTreeSet<ObjectRef>) {
-        if self.owners.contains_key(&stray.object) {
+    fn adopt(&mut self, stray: &Stray, touched: &mut BTreeSet<Arc<ObjectRef>>) {
+        let known = self.objects.get_key_value(&stray.object);
+        if known.is_some_and(|(_, entry)| !entry.owners.is_empty()) {
             return;
         }
-        let last = self.current.get(&stray.object).map(|(object, _)| object.clone());
-        let Some(object) = last.or_else(|| stray.closed.clone()) else { return };
+        let last = known.and_then(|(_, entry)| entry.current.as_ref()).map(|(object, _)| object.clone());
+        let Some(object) = last.or_else(|| stray.closed.clone().map(Kept::Whole)) else { return };
+        let reference =
+            known.map_or_else(|| Arc::new(stray.object.clone()), |(reference, _)| Arc::clone(reference));
         if let Some(file) = self.files.get_mut(&stray.path) {
-            file.objects.insert(stray.object.clone(), (object, stray.line));
-            self.owners.entry(stray.object.clone()).or_default().insert(stray.path.clone());
-            touched.insert(stray.object.clone());
+            let slot = Slot { object, line: stray.line, digest: None };
+            file.objects.insert(Arc::clone(&reference), slot);
+            self.own(&reference, &stray.path);
+            touched.insert(reference);
         }
     }
 
-    /// What is to be sent on of an object, after its files changed.
-    fn settle(&mut self, reference: &ObjectRef) -> Vec<Change> {
-        let owners = self.owners.get(reference);
-        if owners.is_some_and(|paths| paths.len() > 1) {
-            self.doubled.insert(reference.clone());
+    /// Adds what is to be sent on of an object, after its files changed.
+    fn settle(&mut self, reference: &Arc<ObjectRef>, changes: &mut Vec<Change>) {
+        let Some(entry) = self.objects.get_mut(reference) else { return };
+        if entry.owners.len() > 1 {
+            self.doubled.insert(Arc::clone(reference));
         } else {
             self.doubled.remove(reference);
         }
-        let first = owners.and_then(|paths| paths.first());
-        let held = first.and_then(|path| Some((path, self.files.get(path)?.objects.get(reference)?)));
-        let Some((path, (object, line))) = held else {
-            return self
-                .current
-                .remove(reference)
-                .map(|_| Change::Remove(reference.clone()))
-                .into_iter()
-                .collect();
+        let first = entry.owners.iter().next();
+        let held = first.and_then(|path| Some((path, self.files.get_mut(path)?.objects.get_mut(reference)?)));
+        let Some((path, slot)) = held else {
+            if self.objects.remove(reference).is_some_and(|entry| entry.current.is_some()) {
+                changes.push(Change::Remove(ObjectRef::clone(reference)));
+            }
+            return;
         };
-        let place = Place { file: path.clone(), line: *line };
-        let old = self.current.insert(reference.clone(), (object.clone(), place.clone()));
-        let (same_object, same_place) = old.map_or((false, false), |(o, p)| (o == *object, p == place));
-        let mut changes = Vec::new();
+        let place = Place { file: Arc::clone(path), line: slot.line };
+        let whole = if let Kept::Whole(object) = &slot.object { Some(object.clone()) } else { None };
+        if let Some(object) = &whole {
+            slot.object = Kept::pack(object);
+        }
+        let (same_object, same_place) = match &entry.current {
+            Some((object, old_place)) => (*object == slot.object, *old_place == place),
+            None => (false, false),
+        };
         if !same_place {
-            changes.push(Change::Place(reference.clone(), place));
+            changes.push(Change::Place(ObjectRef::clone(reference), place.clone()));
         }
         if !same_object {
-            changes.push(Change::Upsert(object.clone()));
+            changes.extend(whole.or_else(|| slot.object.object()).map(Change::Upsert));
         }
-        changes
+        if !same_object || !same_place {
+            entry.current = Some((slot.object.clone(), place));
+        }
     }
 }
 
 /// A broken document whose object its file did not hold before.
+#[derive(Debug)]
 struct Stray {
-    path: PathBuf,
+    path: Arc<Path>,
     line: u32,
     object: ObjectRef,
     closed: Option<Object>,
@@ -196,22 +261,34 @@ fn unreadable(path: &Path, old: File, message: &str) -> File {
     File { objects: old.objects, problems: vec![problem], recalled: old.recalled }
 }
 
-fn read(path: &Path, mut old: File, documents: Vec<Parsed>, strays: &mut Vec<Stray>) -> File {
+fn read(path: &Arc<Path>, mut old: File, documents: Vec<Document>, strays: &mut Vec<Stray>) -> File {
     let mut new = File::default();
     let mut broken = Vec::new();
-    for Parsed { line, outcome } in documents {
-        match outcome {
-            Ok(object) => {
-                let reference = object.reference();
-                if let Some((_, first)) = new.objects.get(&reference) {
-                    let place = Place { file: path.to_owned(), line };
-                    let message = format!("is on line {first} too, which comes first and holds");
-                    new.problems.push(FieldError::error("", message).of(&reference, Some(&place)));
-                } else {
-                    new.objects.insert(reference, (object, line));
-                }
+    for document in documents {
+        let (reference, slot) = match document {
+            Document::Same { line, object } => {
+                let slot = old.objects.get(&object).or_else(|| new.objects.get(&object));
+                let slot = slot.map(|slot| Slot { line, ..slot.clone() });
+                (object, slot)
             }
-            Err(problem) => broken.push((line, problem)),
+            Document::Read(Parsed { line, digest, outcome }) => match outcome {
+                Ok(object) => {
+                    let slot = Slot { line, digest, object: Kept::Whole(object.clone()) };
+                    (Arc::new(object.reference()), Some(slot))
+                }
+                Err(problem) => {
+                    broken.push((line, problem));
+                    continue;
+                }
+            },
+        };
+        let Some(slot) = slot else { continue };
+        if let Some(first) = new.objects.get(&reference) {
+            let place = Place { file: Arc::clone(path), line: slot.line };
+            let message = format!("is on line {} too, which comes first and holds", first.line);
+            new.problems.push(FieldError::error("", message).of(&reference, Some(&place)));
+        } else {
+            new.objects.insert(reference, slot);
         }
     }
     // Only what no good document of the file says anew can be the last good state of a broken one.
@@ -242,7 +319,7 @@ fn read(path: &Path, mut old: File, documents: Vec<Parsed>, strays: &mut Vec<Str
             (_, true, None) => "; it is not used",
         };
         for (reference, held) in kept {
-            new.objects.entry(reference.clone()).or_insert_with(|| held.clone());
+            new.objects.entry(Arc::clone(reference)).or_insert_with(|| held.clone());
         }
         let object = match &problem.subject {
             Subject::Known(known) => Some(known.clone()),
@@ -250,13 +327,13 @@ fn read(path: &Path, mut old: File, documents: Vec<Parsed>, strays: &mut Vec<Str
             Subject::Named(_) => None,
         };
         if let Some(object) = object.clone().filter(|object| !new.objects.contains_key(object)) {
-            strays.push(Stray { path: path.to_owned(), line, object, closed: problem.closed });
+            strays.push(Stray { path: Arc::clone(path), line, object, closed: problem.closed });
         }
         for (line, error) in problem.errors {
             new.problems.push(Diagnostic {
                 severity: error.severity,
                 reason: error.reason,
-                file: Some(path.to_owned()),
+                file: Some(path.to_path_buf()),
                 line: Some(line),
                 object: object.clone(),
                 field: (!error.field.is_empty()).then_some(error.field),
@@ -268,153 +345,4 @@ fn read(path: &Path, mut old: File, documents: Vec<Parsed>, strays: &mut Vec<Str
 }
 
 #[cfg(test)]
-mod tests {
-    use super::{super::document::parse, *};
-
-    fn pod(name: &str, image: &str) -> String {
-        format!(
-            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop}}\nspec: {{nodeName: {image}, containers: []}}\n"
-        )
-    }
-
-    const BROKEN: &str = "---\nkind: [\n";
-
-    struct World(Catalog);
-
-    impl World {
-        fn new() -> Self {
-            Self(Catalog::default())
-        }
-
-        /// Writes files and says what changed: `+name` or `-name`.
-        fn write(&mut self, files: &[(&str, Option<&str>)]) -> Vec<String> {
-            let found = files
-                .iter()
-                .map(|(path, text)| {
-                    let found = text.map_or(Found::Gone, |text| Found::Documents(parse(text)));
-                    (PathBuf::from(path), found)
-                })
-                .collect();
-            let changes = self.0.apply(found).into_iter().filter_map(|change| match change {
-                Change::Upsert(object) => Some(format!("+{}", object.reference().name)),
-                Change::Remove(reference) => Some(format!("-{}", reference.name)),
-                Change::Place(..) => None,
-            });
-            changes.collect()
-        }
-
-        fn problems(&self) -> Vec<String> {
-            self.0.problems().iter().map(ToString::to_string).collect()
-        }
-    }
-
-    #[test]
-    fn only_what_changed_is_sent_on() {
-        let mut world = World::new();
-        let two = pod("a", "x") + &pod("b", "x");
-        assert_eq!(world.write(&[("1.yaml", Some(&two))]), ["+a", "+b"]);
-        assert_eq!(world.write(&[("1.yaml", Some(&two))]), [""; 0]);
-        assert_eq!(world.write(&[("1.yaml", Some(&(pod("a", "x") + &pod("b", "y"))))]), ["+b"]);
-        assert_eq!(world.write(&[("1.yaml", Some(&pod("b", "y")))]), ["-a"]);
-        assert_eq!(world.write(&[("1.yaml", None)]), ["-b"]);
-    }
-
-    #[test]
-    fn a_document_that_breaks_keeps_its_last_good_state_until_it_is_mended_or_deleted() {
-        let mut world = World::new();
-        world.write(&[("1.yaml", Some(&(pod("a", "x") + &pod("b", "x"))))]);
-        let wrong = pod("b", "x").replace("containers", "contianers");
-        assert_eq!(world.write(&[("1.yaml", Some(&(pod("a", "y") + &wrong)))]), ["+a"]);
-        assert!(
-            world
-                .problems()
-                .iter()
-                .any(|p| p.contains("1.yaml:10: Pod shop/b: spec.contianers: is not a field"))
-        );
-        assert!(world.problems()[0].ends_with("; the last good state of it stays"));
-        assert_eq!(world.write(&[("1.yaml", Some(BROKEN))]), [""; 0], "all of the file stays");
-        assert_eq!(world.write(&[("1.yaml", Some(&pod("a", "z")))]), ["+a", "-b"]);
-        assert!(world.problems().is_empty());
-    }
-
-    #[test]
-    fn a_misspelt_kind_keeps_the_object_of_that_name_alone() {
-        let mut world = World::new();
-        world.write(&[("1.yaml", Some(&(pod("a", "x") + &pod("b", "x"))))]);
-        let wrong = pod("a", "x").replace("kind: Pod", "kind: Pdo");
-        assert_eq!(world.write(&[("1.yaml", Some(&wrong))]), ["-b"]);
-    }
-
-    #[test]
-    fn a_file_that_cannot_be_read_keeps_everything() {
-        let mut world = World::new();
-        world.write(&[("1.yaml", Some(&pod("a", "x")))]);
-        let changes = world.0.apply(vec![("1.yaml".into(), Found::Unreadable("permission denied".into()))]);
-        assert_eq!(changes, []);
-        assert_eq!(
-            world.problems(),
-            ["1.yaml: cannot be read: permission denied; the last good state of its objects stays"]
-        );
-    }
-
-    #[test]
-    fn a_broken_file_begins_with_what_was_recalled_of_it() {
-        let mut world = World::new();
-        let good = pod("a", "x") + &pod("b", "x");
-        let wrong = pod("a", "y") + &pod("b", "x").replace("containers", "contianers");
-        let path = PathBuf::from("1.yaml");
-        let found = [Found::Recalled(parse(&good)), Found::Documents(parse(&wrong))];
-        let mut changes = world.0.apply(found.map(|found| (path.clone(), found)).into());
-        changes.retain(|change| matches!(change, Change::Upsert(_)));
-        assert_eq!(changes.len(), 2, "each object once: {changes:?}");
-        let said = "; the last good state of it, from before the control plane started, stays";
-        assert!(world.problems()[0].ends_with(said), "{:?}", world.problems());
-        // As long as it is broken.
-        assert_eq!(world.write(&[("1.yaml", Some(BROKEN))]), [""; 0]);
-        assert!(world.problems()[0].ends_with(said), "{:?}", world.problems());
-        assert_eq!(world.write(&[("1.yaml", Some(&pod("b", "z")))]), ["-a", "+b"]);
-        assert_eq!(world.write(&[("1.yaml", Some(BROKEN))]), [""; 0]);
-        assert!(world.problems()[0].ends_with("state of the file's objects stays"), "{:?}", world.problems());
-    }
-
-    #[test]
-    fn of_an_object_in_two_files_the_first_by_name_holds_and_both_are_named() {
-        let mut world = World::new();
-        world.write(&[("2.yaml", Some(&pod("a", "second")))]);
-        assert_eq!(world.write(&[("1.yaml", Some(&pod("a", "first")))]), ["+a"]);
-        assert_eq!(
-            world.problems(),
-            ["2.yaml:2: Pod shop/a: is in 1.yaml too, which comes first by name and holds"]
-        );
-        assert_eq!(world.write(&[("2.yaml", Some(&pod("a", "third")))]), [""; 0]);
-        assert_eq!(world.write(&[("1.yaml", None)]), ["+a"]);
-        assert!(world.problems().is_empty());
-    }
-
-    #[test]
-    fn an_object_that_moves_to_another_file_is_not_removed_in_between() {
-        let mut world = World::new();
-        world.write(&[("1.yaml", Some(&pod("a", "x")))]);
-        assert_eq!(world.write(&[("1.yaml", None), ("2.yaml", Some(&pod("a", "x")))]), [""; 0]);
-        let wrong = pod("a", "x").replace("containers", "contianers");
-        assert_eq!(
-            world.write(&[("2.yaml", None), ("3.yaml", Some(&wrong))]),
-            [""; 0],
-            "not even when it breaks"
-        );
-    }
-
-    #[test]
-    fn an_access_policy_that_was_never_good_denies() {
-        let policy = |action: &str| {
-            format!(
-                "kind: AccessPolicy\napiVersion: heddle.dev/v1alpha1\nmetadata: {{name: p, namespace: shop}}\nspec: {{targetRefs: [{{kind: Service, name: reviews}}], action: {action}}}\n"
-            )
-        };
-        let mut world = World::new();
-        assert_eq!(world.write(&[("1.yaml", Some(&policy("Alow")))]), ["+p"]);
-        assert!(world.problems()[0].contains("everything is denied"), "{:?}", world.problems());
-        assert_eq!(world.write(&[("1.yaml", Some(&policy("Allow")))]), ["+p"]);
-        assert_eq!(world.write(&[("1.yaml", Some(&policy("Alow")))]), [""; 0], "the last good one stays");
-    }
-}
+mod tests;

@@ -6,7 +6,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    hash::{DefaultHasher, Hash, Hasher},
     io,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
@@ -25,9 +24,14 @@ use super::{
 };
 use crate::diagnostics::{Diagnostic, Log, Reason, Severity};
 
-/// How often everything is looked at while the kernel gives notice, and while it does not.
+/// How often everything is looked at while the kernel gives notice, and while it does not. With notice, a look takes at
+/// most a hundredth of the time, if that is not too rare.
 const LOOK: Duration = Duration::from_secs(2);
 const LOOK_WITHOUT_NOTICE: Duration = Duration::from_millis(500);
+const LOOK_SHARE: u32 = 100;
+const LOOK_AT_LAST: Duration = Duration::from_secs(10);
+/// Files that the first look takes at once: what they hold is written small before the next are read.
+const PART: usize = 256;
 /// After a file is whole: notices of the same save are taken together.
 const TOGETHER: Duration = Duration::from_millis(5);
 /// A file that is open for writing is read after this at the latest.
@@ -59,17 +63,30 @@ pub async fn run(dir: PathBuf, state: PathBuf, tx: mpsc::Sender<Batch>) -> anyho
     let mut work = Work { everything: true, ..Work::default() };
     let mut next_look = Instant::now();
     loop {
-        if work.everything {
-            next_look = Instant::now() + look;
-        }
+        let (everything, first, begin) = (work.everything, !reader.synced, Instant::now());
         let outcome = reader
             .work(work)
             .await
             .with_context(|| format!("cannot read the manifests in {}", dir.display()));
         let (back, outcome) = outcome?;
         reader = back;
+        if everything {
+            // The first look reads everything, and says nothing of how long another will take.
+            let slow = watcher.is_some() && !first;
+            let dear = if slow { (begin.elapsed() * LOOK_SHARE).min(LOOK_AT_LAST) } else { look };
+            next_look = begin + look.max(dear);
+        }
         if let Some(error) = outcome.failed.as_ref().filter(|_| !reader.synced) {
             anyhow::bail!("cannot read the manifests in {}: {error}", dir.display());
+        }
+        if !outcome.rest.is_empty() {
+            // Nobody looks before everything is in, so it need not come in at once.
+            let batch = Batch { changes: outcome.changes, problems: None, synced: false };
+            if tx.send(batch).await.is_err() {
+                return Ok(());
+            }
+            work = Work { paths: outcome.rest, ..Work::default() };
+            continue;
         }
         let now = Instant::now();
         for (path, wait) in outcome.again {
@@ -196,6 +213,8 @@ struct Outcome {
     again: Vec<(PathBuf, Duration)>,
     /// The directory itself could not be read.
     failed: Option<String>,
+    /// What the first look has not come to yet.
+    rest: BTreeSet<PathBuf>,
 }
 
 impl Reader {
@@ -249,11 +268,17 @@ impl Reader {
                 }
             }
         }
+        if !self.synced
+            && let Some(next) = paths.iter().nth(PART).cloned()
+        {
+            outcome.rest = paths.split_off(&next);
+        }
         let mut found = Vec::new();
         for path in paths {
             let is_new = !self.known.contains_key(&path);
             let Some(news) = self.find(&path, now, &mut outcome.again) else { continue };
-            // Broken, and what it was is known only from before.
+            // Broken, and what it was is known only from before. Both in one part: the second is read in the light of
+            // the first, and nothing is sent on in between.
             if is_new
                 && news.is_broken()
                 && let Some(before) = self.last_good.recall(&path)
@@ -262,7 +287,8 @@ impl Reader {
             }
             found.push((path, news));
         }
-        outcome.changes = self.catalog.apply(found);
+        outcome.changes =
+            if outcome.rest.is_empty() { self.catalog.apply(found) } else { self.catalog.apply_part(found) };
         outcome
     }
 
@@ -286,17 +312,17 @@ impl Reader {
             return None;
         }
         self.doubts.remove(path);
-        let mut hasher = DefaultHasher::new();
-        text.hash(&mut hasher);
-        let digest = hasher.finish();
+        let digest = document::digest(&text);
         let stamp = stamp.is_settled(SystemTime::now()).then_some(stamp);
         let old = self.known.insert(path.to_owned(), Known { stamp, digest });
         let same = old.is_some_and(|old| old.digest == digest);
-        (!same).then(|| {
-            let documents = document::parse(&text);
-            self.last_good.keep(path, &text, &documents);
-            Found::Documents(documents)
-        })
+        if same {
+            return None;
+        }
+        let known = self.catalog.documents(path);
+        let documents = document::parse(&text, |digest| known.get(&digest).cloned());
+        self.last_good.keep(path, &text, &documents);
+        Some(Found::Documents(documents))
     }
 
     /// Whether what looks gone or empty is not to be believed yet.

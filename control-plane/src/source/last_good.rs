@@ -14,7 +14,7 @@ use std::{
 
 use aws_lc_rs::digest::{SHA256, digest};
 
-use super::document::{self, Parsed};
+use super::document::{self, Document};
 
 /// Where it lies in the state directory.
 const DIRECTORY: &str = "last-good";
@@ -36,8 +36,8 @@ impl LastGood {
     }
 
     /// A manifest was read whole. What it holds is kept when all of it is good; what is broken changes nothing.
-    pub(super) fn keep(&mut self, manifest: &Path, text: &str, documents: &[Parsed]) {
-        if documents.iter().any(|parsed| parsed.outcome.is_err()) {
+    pub(super) fn keep(&mut self, manifest: &Path, text: &str, documents: &[Document]) {
+        if documents.iter().any(Document::is_broken) {
             return;
         }
         let kept = if documents.is_empty() { remove(&self.at(manifest)) } else { self.write(manifest, text) };
@@ -45,15 +45,15 @@ impl LastGood {
     }
 
     /// What a manifest held when it was last good, if that is known.
-    pub(super) fn recall(&self, manifest: &Path) -> Option<Vec<Parsed>> {
+    pub(super) fn recall(&self, manifest: &Path) -> Option<Vec<Document>> {
         let kept = fs::read_to_string(self.at(manifest)).ok()?;
         let (digest, text) = kept.split_once('\n')?;
         if digest != sum(text) {
             tracing::warn!(file = %manifest.display(), "its kept last good state is damaged, and not used");
             return None;
         }
-        let documents = document::parse(text);
-        documents.iter().all(|parsed| parsed.outcome.is_ok()).then_some(documents)
+        let documents = document::parse(text, |_| None);
+        (!documents.iter().any(Document::is_broken)).then_some(documents)
     }
 
     /// A manifest was deleted.
@@ -79,12 +79,16 @@ impl LastGood {
     }
 
     /// Beside it first, then renamed: a reader sees the old or the new one. Not synced, since a power cut costs no more
-    /// than what the digest shows.
+    /// than what the digest shows. A restart finds nearly all of them as they are, and writes none.
     fn write(&self, manifest: &Path, text: &str) -> io::Result<()> {
         let path = self.at(manifest);
         let beside = path.with_extension("new");
+        let kept = format!("{}\n{text}", sum(text));
+        if fs::read(&path).is_ok_and(|old| old == kept.as_bytes()) {
+            return Ok(());
+        }
         fs::create_dir_all(&self.directory)?;
-        fs::write(&beside, format!("{}\n{text}", sum(text)))?;
+        fs::write(&beside, kept)?;
         fs::rename(&beside, &path)
     }
 
@@ -125,12 +129,14 @@ fn name(manifest: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
     use super::*;
 
     const GOOD: &str = "kind: Namespace\napiVersion: v1\nmetadata: {name: shop}\n";
 
     fn keep(kept: &mut LastGood, manifest: &Path, text: &str) {
-        kept.keep(manifest, text, &document::parse(text));
+        kept.keep(manifest, text, &document::parse(text, |_| None));
     }
 
     #[test]
@@ -148,6 +154,21 @@ mod tests {
         keep(&mut kept, &manifest, GOOD);
         keep(&mut kept, &manifest, "");
         assert!(kept.recall(&manifest).is_none(), "nothing is a state too");
+    }
+
+    #[test]
+    fn what_is_kept_already_is_not_written_again() {
+        let state = tempfile::tempdir().unwrap();
+        let mut kept = LastGood::new(state.path());
+        let manifest = state.path().join("a.yaml");
+        let written = |kept: &LastGood| fs::metadata(kept.at(&manifest)).unwrap().ino();
+        keep(&mut kept, &manifest, GOOD);
+        let first = written(&kept);
+        let mut restarted = LastGood::new(state.path());
+        keep(&mut restarted, &manifest, GOOD);
+        assert_eq!(written(&restarted), first);
+        keep(&mut restarted, &manifest, &GOOD.replace("shop", "mill"));
+        assert_ne!(written(&restarted), first);
     }
 
     #[test]

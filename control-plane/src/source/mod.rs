@@ -4,6 +4,7 @@ mod catalog;
 pub mod directory;
 mod document;
 mod files;
+mod kept;
 pub mod kubernetes;
 mod last_good;
 mod notices;
@@ -28,5 +29,5 @@ pub(crate) fn objects(text: &str) -> Vec<crate::object::Object> {
         Ok(object) => object,
         Err(broken) => panic!("{:#?}", broken.errors),
     };
-    document::parse(text).into_iter().map(good).collect()
+    document::parse_all(text).into_iter().map(good).collect()
 }

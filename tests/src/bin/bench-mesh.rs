@@ -6,15 +6,19 @@ use std::{
     time::Duration,
 };
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use heddle_tests::{
-    bench::data_plane::{self, Peer, table},
+    bench::{
+        control_plane,
+        data_plane::{self, Peer, table},
+    },
     binaries,
 };
 
-/// Measures the mesh beside its peers, in one run on this machine.
+/// Measures the mesh in one run on this machine: its proxies beside their peers, its control plane at the hands of
+/// simulated sidecars.
 ///
-/// Writes a table to standard output, JSON and plots to target/bench/. What is not installed is left out and named.
+/// Writes tables to standard output, JSON and plots to target/bench/. What is not installed is left out and named.
 #[derive(Debug, Parser)]
 #[command(name = "cargo bench-mesh")]
 struct Cli {
@@ -22,27 +26,27 @@ struct Cli {
     #[command(subcommand)]
     part: Option<Part>,
 
-    /// This workload only. Repeatable, or separated by commas; an unknown name lists them all.
+    /// Of the data plane, this workload only. Repeatable, or separated by commas; an unknown name lists them all.
     #[arg(long, global = true, value_delimiter = ',')]
     only: Vec<String>,
 
-    /// Who takes part.
+    /// Who takes part in the data plane's.
     #[arg(long, global = true, value_delimiter = ',', value_enum, default_values_t = Peer::ALL)]
     peers: Vec<Peer>,
 
-    /// How long one measurement takes.
+    /// How long one measurement of the data plane takes.
     #[arg(long, global = true, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=600))]
     seconds: u64,
 
-    /// How often each measurement is done; tables have medians.
+    /// How often each measurement of the data plane is done; tables have medians.
     #[arg(long, global = true, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100))]
     rounds: u16,
 
-    /// One round of a second each: whether it works, not how fast.
+    /// One round of a second each, and tiny clusters: whether it works, not how fast.
     #[arg(long, global = true)]
     smoke: bool,
 
-    /// The table in Markdown, as in the README.
+    /// The data plane's table in Markdown, as in the README; the control plane's always is.
     #[arg(long, global = true)]
     markdown: bool,
 
@@ -66,6 +70,24 @@ enum Part {
     All,
     /// Pairs of proxies under load.
     DataPlane,
+    /// The control plane: clusters of several sizes, and up to thousands of simulated sidecars.
+    ControlPlane(ControlPlane),
+}
+
+/// One cluster instead of the whole plan.
+#[derive(Args, Clone, Copy, Debug, Default)]
+struct ControlPlane {
+    /// Services, each with 20 endpoints.
+    #[arg(long, requires = "streams")]
+    services: Option<usize>,
+
+    /// Connected sidecars.
+    #[arg(long, requires = "services")]
+    streams: Option<usize>,
+
+    /// Changes measured at each step.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    changes: Option<u32>,
 }
 
 fn main() -> ExitCode {
@@ -79,14 +101,17 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     if let Some(directory) = &cli.bin_dir {
         binaries::take_from(directory);
     }
-    // Children end with the thread that started them, so it is this one.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match cli.part.unwrap_or(Part::All) {
-        Part::All | Part::DataPlane => runtime.block_on(data_plane(cli)),
+        Part::All => {
+            data_plane(cli)?;
+            control_plane(cli, ControlPlane::default())
+        }
+        Part::DataPlane => data_plane(cli),
+        Part::ControlPlane(part) => control_plane(cli, part),
     }
 }
 
-async fn data_plane(cli: &Cli) -> anyhow::Result<()> {
+fn data_plane(cli: &Cli) -> anyhow::Result<()> {
     let plan = data_plane::Plan {
         only: cli.only.clone(),
         peers: cli.peers.clone(),
@@ -94,10 +119,36 @@ async fn data_plane(cli: &Cli) -> anyhow::Result<()> {
         warm_up: Duration::from_secs(if cli.smoke { 0 } else { 1 }),
         rounds: if cli.smoke { 1 } else { cli.rounds.into() },
     };
-    let report = data_plane::run(&plan).await?;
+    // Children end with the thread that started them, so it is this one.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let report = runtime.block_on(data_plane::run(&plan))?;
     report.write(&cli.out.clone().unwrap_or_else(results))?;
     print!("{}", if cli.markdown { table::markdown(&report) } else { table::plain(&report) });
     Ok(())
+}
+
+fn control_plane(cli: &Cli, part: ControlPlane) -> anyhow::Result<()> {
+    use control_plane::{Plan, SizePlan};
+    let mut plan = if cli.smoke { Plan::smoke() } else { Plan::full() };
+    if let Some((services, streams)) = part.services.zip(part.streams) {
+        plan.sizes = vec![SizePlan { services, endpoints_each: 20, streams: vec![streams] }];
+    }
+    if let Some(changes) = part.changes {
+        plan.changes = changes as usize;
+    }
+    // The sidecars are all in this process, on every core; the control plane is a child of this thread, which
+    // `block_on` stays on.
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let report = runtime.block_on(control_plane::run(&plan, say))?;
+    control_plane::publish(&report, &cli.out.clone().unwrap_or_else(results))?;
+    print!("{}", report.markdown());
+    Ok(())
+}
+
+/// Progress, for whoever waits.
+#[allow(clippy::print_stderr)]
+fn say(line: &str) {
+    eprintln!("{line}");
 }
 
 /// The one line that a person who typed the command needs.

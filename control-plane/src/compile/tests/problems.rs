@@ -1,6 +1,6 @@
 //! What is said of objects that do not fit the others, and that it is unsaid once they do.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use heddle_api::v1;
 
@@ -78,7 +78,7 @@ fn a_problem_goes_when_what_was_missing_comes_and_says_where_it_is_written() {
     let mut mesh = mesh(SHOP);
     mesh.apply(upserts(&route("{group: '', kind: Service, name: reviews}", "{name: late, port: 80}")));
     let object = ObjectRef { kind: Kind::HttpRoute, namespace: "shop".into(), name: "r".into() };
-    mesh.apply(vec![Change::Place(object, Place { file: PathBuf::from("m/r.yaml"), line: 7 })]);
+    mesh.apply(vec![Change::Place(object, Place { file: Path::new("m/r.yaml").into(), line: 7 })]);
     assert_eq!(
         problems(&mesh),
         [

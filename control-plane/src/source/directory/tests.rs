@@ -27,7 +27,7 @@ impl World {
         let state = tempfile::tempdir().unwrap();
         tokio::spawn(run(dir.path().to_owned(), state.path().to_owned(), tx));
         let mut world = Self { dir, state, batches, pods: BTreeMap::new(), problems: Vec::new() };
-        assert!(world.next().await.synced);
+        while !world.next().await.synced {}
         world
     }
 
@@ -39,7 +39,7 @@ impl World {
         let (tx, batches) = mpsc::channel(16);
         tokio::spawn(run(dir.path().to_owned(), state.path().to_owned(), tx));
         let mut world = Self { dir, state, batches, pods: BTreeMap::new(), problems: Vec::new() };
-        assert!(world.next().await.synced);
+        while !world.next().await.synced {}
         world
     }
 
@@ -198,6 +198,36 @@ async fn a_file_that_is_broken_at_the_start_means_what_it_meant_before() {
     world.until(&[], &[]).await;
     world = world.restart(|dir| fs::write(dir.join("a.yaml"), pod("a", "4") + &wrong).unwrap()).await;
     world.until(&[("a", "4")], &[]).await;
+}
+
+#[tokio::test]
+async fn in_a_first_look_of_several_parts_broken_files_of_each_mean_what_they_meant_before() {
+    let names: Vec<_> = (0..=2 * PART).map(|number| format!("p{number:04}")).collect();
+    let file = |name: &str| format!("{name}.yaml");
+    let expected: Vec<_> = names.iter().map(|name| (&**name, "1")).collect();
+    let mut world = World::new(|dir| {
+        for name in &names {
+            fs::write(dir.join(file(name)), pod(name, "1")).unwrap();
+        }
+    })
+    .await;
+    world.until(&expected, &[]).await;
+    let broken = [&names[0], &names[PART], &names[2 * PART]];
+    world = world
+        .restart(|dir| {
+            for name in broken {
+                fs::write(dir.join(file(name)), "kind: [\n").unwrap();
+            }
+        })
+        .await;
+    world.until(&expected, &[]).await;
+    assert_eq!(world.problems.len(), broken.len(), "{:?}", world.problems);
+    // Mended to what it was: nothing changes but what is said.
+    fs::write(world.at(&file(broken[0])), pod(broken[0], "1")).unwrap();
+    while world.problems.len() == broken.len() {
+        world.next().await;
+    }
+    world.until(&expected, &names.iter().map(String::as_str).collect::<Vec<_>>()).await;
 }
 
 #[tokio::test]
