@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
-use http::{HeaderValue, Request, Response, StatusCode, Version, request};
+use http::{Request, Response, StatusCode, Version, request};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::{net::TcpStream, time::Instant};
@@ -15,6 +15,7 @@ use super::{
     send::speaks_http2,
     target::{HTTP_PORT, Name},
     tunnel::{handed_over, passed, switched},
+    websocket::Offer,
 };
 use crate::{
     carrier::{SendError, copy::Socket},
@@ -63,18 +64,20 @@ pub async fn http(
     exchange: Exchange<'_>,
     parts: request::Parts,
     body: ClientBody,
-    upgrade: Option<HeaderValue>,
+    upgrade: Option<Offer>,
     on_upgrade: OnUpgrade,
 ) -> Result<Response<ResponseBody>, Refused> {
     let Exchange { worker, version, started, .. } = exchange;
     let (method, uri) = (parts.method.clone(), parts.uri.clone());
     let mut record = Record::new(worker, &worker.outside, method, uri, version, started);
+    let upgrades = upgrade.is_some();
     let answered = send(&exchange, parts, body, upgrade, on_upgrade, &mut record).await;
     match answered {
         Ok(response) => {
             record.status = Some(response.status());
-            // What follows a 101 is no longer this request.
-            if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            // What follows a 101, or the 200 that says it over HTTP/2, is no longer this request.
+            let confirmed = version == Version::HTTP_2 && response.status().is_success();
+            if upgrades && (confirmed || response.status() == StatusCode::SWITCHING_PROTOCOLS) {
                 return Ok(response);
             }
             Ok(response.map(|body| body.with_record(record)))
@@ -90,7 +93,7 @@ async fn send(
     exchange: &Exchange<'_>,
     parts: request::Parts,
     body: ClientBody,
-    upgrade: Option<HeaderValue>,
+    upgrade: Option<Offer>,
     on_upgrade: OnUpgrade,
     record: &mut Record,
 ) -> Result<Response<ResponseBody>, Refused> {
@@ -106,15 +109,19 @@ async fn send(
             addresses(worker, &name.key).await?
         }
     };
-    if let Some(protocol) = upgrade {
+    if let Some(offer) = upgrade {
         let ask = async |address| {
             record.tried(address, false);
             let request = Request::from_parts(parts.clone(), ());
-            worker.plain.upgrade(address, request, &protocol, CONNECT_TIMEOUT).await
+            worker.plain.upgrade(address, request, &offer.protocols, CONNECT_TIMEOUT).await
         };
         return Ok(match first_that_takes(&found, ask).await? {
-            Upgrade::Declined(response) => response.map(ResponseBody::plain),
+            Upgrade::Declined(response) => {
+                offer.declined(response.status())?;
+                response.map(ResponseBody::plain)
+            }
             Upgrade::Switched(response, upstream) => {
+                let response = offer.confirmed(switched(response))?;
                 let worker = Rc::clone(worker);
                 tokio::task::spawn_local(async move {
                     if let Some(io) = handed_over(on_upgrade).await {
@@ -123,7 +130,7 @@ async fn send(
                         passed(&worker, relayed.forth, relayed.back);
                     }
                 });
-                switched(response, &protocol).map(|()| ResponseBody::empty())
+                response.map(|()| ResponseBody::empty())
             }
         });
     }
