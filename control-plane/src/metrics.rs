@@ -45,6 +45,8 @@ pub enum Refused {
     TooManySubscriptions,
     /// More connections than a pod may have.
     TooManyConnections,
+    /// More connections without a client certificate than one address, or all together, may have.
+    TooManyUnidentified,
     /// A fault of the control plane.
     Internal,
 }
@@ -82,6 +84,8 @@ pub struct Metrics {
     pub root_unusable: Gauge,
     /// 1 for the replica that writes status.
     pub leader: Gauge,
+    /// Discovery streams whose requests were made to wait.
+    pub slowed: Counter,
     /// Status written to objects.
     pub status_writes: Counter,
     refused: Family<RefusedLabels, Counter>,
@@ -124,6 +128,11 @@ impl Metrics {
             Registered::Gauge(all.root_unusable.clone()),
         );
         name("leader", "Whether this replica writes status", Registered::Gauge(all.leader.clone()));
+        name(
+            "slowed",
+            "Discovery streams whose requests were made to wait, since they named too much too fast",
+            Registered::Counter(all.slowed.clone()),
+        );
         name("status_writes", "Status written to objects", Registered::Counter(all.status_writes.clone()));
         registry.register(
             "heddle_control_plane_refused",

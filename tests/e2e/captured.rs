@@ -309,6 +309,12 @@ async fn an_application_reaches_no_sidecars_port_through_capture() {
         }
     }
     shop.web.refused(&shop.wire, "outbound", "OwnPort", own).await;
+    // What is the sidecar itself was refused before anybody was asked what it is.
+    let user = ["--reuid=2102", "--clear-groups", "curl", "-sS", "--max-time", "5"];
+    let config = [&user[..], &["http://127.0.0.1:15000/config"]].concat();
+    let config = shop.web.inside.must("setpriv", &config).unwrap();
+    assert!(config.contains(&format!("{}:15000", shop.reviews.ip)), "the other pod's was: {config}");
+    assert!(!config.contains(&format!("{}:15000", shop.web.ip)), "{config}");
     // Only the proxy's own port is what it would be without a redirect: a proxy, which says no to the same things.
     let proxy = format!("http://{}:15001", shop.web.ip);
     let app = format!("http://{}/", shop.reviews.app());

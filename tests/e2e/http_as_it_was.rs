@@ -113,6 +113,12 @@ async fn an_upgrade_is_confirmed_only_when_the_application_confirmed_it() {
     client.finish().await.unwrap();
     assert_eq!(client.read_to_end().await.unwrap(), "");
 
+    // A list reaches the application as the client wrote it, but for HTTP, and what it chose comes back.
+    let mut client = Raw::connect(shop.web.outbound()).await.unwrap();
+    client.send(ask("/upgrade").replace("echo", "irc/6.9, h2c, echo")).await.unwrap();
+    let head = client.read_until("\r\n\r\n").await.unwrap();
+    assert!(head.to_ascii_lowercase().contains("upgrade: irc/6.9, echo\r\n"), "{head}");
+
     let mut client = Raw::connect(shop.web.outbound()).await.unwrap();
     client.send(ask("/refuse-upgrade")).await.unwrap();
     let (status, head, _) = client.read_response().await.unwrap();

@@ -1,6 +1,9 @@
 //! Discovery: one task for each connected sidecar, between its stream and the hub. What is sent is decided by
-//! [`session`]; here are the waits and their limits.
+//! [`session`]; here are the waits and their limits. A sidecar that names more than [`pace`] allows is not read for a
+//! while: it waits, its connection pushes back, and nobody else notices.
 
+mod backlog;
+mod pace;
 pub mod session;
 
 use std::{sync::Arc, time::Duration};
@@ -11,7 +14,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use self::session::{Misuse, Session, View};
+use self::{
+    backlog::{Backlog, SLICE},
+    pace::Paces,
+    session::{Misuse, Session, View},
+};
 use crate::{
     hub::{
         Hub,
@@ -26,19 +33,22 @@ use crate::{
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// From a response to its answer. A sidecar answers in milliseconds; one that is stuck reconnects.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Between two looks at all subscriptions for the operator's sake: a message may be cheaper than such a look.
+const REPORT_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The gRPC service `heddle.v1.Discovery`.
 pub struct DiscoveryService {
     hub: Arc<Hub>,
     metrics: Arc<Metrics>,
+    paces: Arc<Paces>,
     stop: CancellationToken,
 }
 
 impl DiscoveryService {
     /// Answers from `hub` until `stop`.
     #[must_use]
-    pub const fn new(hub: Arc<Hub>, metrics: Arc<Metrics>, stop: CancellationToken) -> Self {
-        Self { hub, metrics, stop }
+    pub fn new(hub: Arc<Hub>, metrics: Arc<Metrics>, stop: CancellationToken) -> Self {
+        Self { hub, metrics, paces: Arc::default(), stop }
     }
 }
 
@@ -57,6 +67,8 @@ impl Discovery for DiscoveryService {
         let task = Conversation {
             hub: Arc::clone(&self.hub),
             metrics: Arc::clone(&self.metrics),
+            paces: Arc::clone(&self.paces),
+            slowed: false,
             stop: self.stop.clone(),
             peer,
             caller,
@@ -76,6 +88,9 @@ impl Discovery for DiscoveryService {
 struct Conversation {
     hub: Arc<Hub>,
     metrics: Arc<Metrics>,
+    paces: Arc<Paces>,
+    /// It had to wait at least once.
+    slowed: bool,
     stop: CancellationToken,
     peer: Peer,
     caller: Caller,
@@ -125,9 +140,10 @@ impl Conversation {
         tracing::info!(pod = %self.peer.pod, address = %self.caller.address, held = hello.held.len(), "sidecar connected");
         let view = HubView { hub: Arc::clone(&self.hub), stream: stream.id };
         let mut session = Session::new(self.peer.pod.clone(), view);
-        let outcome = match session.hello(hello.held) {
-            Ok(()) => self.converse(&mut session, &stream, first).await,
-            Err(misuse) => Err(self.refuse(&misuse)),
+        let outcome = match self.greet(&mut session, &stream, hello.held).await {
+            Ok(Some(())) => self.converse(&mut session, &stream, first).await,
+            Ok(None) => Ok(()),
+            Err(status) => Err(status),
         };
         self.hub.streams().disconnect(stream.id);
         match &outcome {
@@ -139,15 +155,38 @@ impl Conversation {
         outcome
     }
 
+    /// Takes in what the sidecar says that it holds. None: the stream ended meanwhile.
+    async fn greet(
+        &mut self,
+        session: &mut Session<HubView>,
+        stream: &Stream,
+        held: Vec<v1::HeldResource>,
+    ) -> Result<Option<()>, Status> {
+        let mut held = held.into_iter();
+        loop {
+            let slice: Vec<_> = held.by_ref().take(SLICE).collect();
+            let names = slice.len();
+            session.hello(slice).map_err(|misuse| self.refuse(&misuse))?;
+            let pause = self.spend(names);
+            if held.len() == 0 {
+                return Ok(Some(()));
+            }
+            tokio::select! {
+                () = turn(pause) => {}
+                ended = over(&self.responses, &self.stop, stream) => return ended.map(|()| None),
+            }
+        }
+    }
+
     async fn converse(
         &mut self,
         session: &mut Session<HubView>,
         stream: &Stream,
         first: v1::DiscoveryRequest,
     ) -> Result<(), Status> {
-        self.take_in(session, first)?;
+        let (mut backlog, mut pause) = self.take_in(session, first)?;
         let mut sent_at = Instant::now();
-        let mut heard = true;
+        let (mut reported, mut report_at) = (false, sent_at);
         loop {
             session.mark(stream.take_dirty());
             if let Some(response) = session.respond() {
@@ -163,48 +202,55 @@ impl Conversation {
                     return Ok(());
                 }
             }
+            if !reported && Instant::now() >= report_at {
+                self.report(session, stream);
+                (reported, report_at) = (true, Instant::now() + REPORT_INTERVAL);
+            }
+            let behind = pause.is_some() || !backlog.is_empty();
             let unanswered = session.unanswered();
-            let waiting = unanswered.is_some();
             stream.report(|status| status.unanswered = unanswered);
             // Counting costs what is subscribed, and only what a sidecar says changes it.
-            if std::mem::take(&mut heard) {
-                let report = session.report();
-                stream.report(|status| {
-                    status.subscribed = report.subscribed;
-                    status.current = report.current;
-                    status.absent = report.absent;
-                    status.refused = report.refused;
-                });
-            }
             tokio::select! {
-                request = self.requests.message() => match request {
+                request = self.requests.message(), if !behind => match request {
                     Ok(Some(request)) => {
-                        self.take_in(session, request)?;
-                        heard = true;
+                        (backlog, pause) = self.take_in(session, request)?;
+                        reported = false;
                     }
                     Ok(None) => return Ok(()),
                     Err(status) => return Err(status),
                 },
-                () = stream.woken(), if !waiting => {}
-                () = tokio::time::sleep_until(sent_at + ANSWER_TIMEOUT), if waiting => {
+                () = turn(pause), if behind => {
+                    pause = match backlog.next() {
+                        Some(slice) => self.take_slice(session, slice)?,
+                        None => None,
+                    };
+                    // The answer may stand behind what waits.
+                    sent_at = Instant::now();
+                    reported = false;
+                }
+                () = stream.woken(), if unanswered.is_none() => {}
+                () = tokio::time::sleep_until(sent_at + ANSWER_TIMEOUT), if unanswered.is_some() && !behind => {
                     return Err(Status::deadline_exceeded(format!(
                         "response {} was not answered within {ANSWER_TIMEOUT:?}",
                         unanswered.unwrap_or_default()
                     )));
                 }
-                () = self.responses.closed() => return Ok(()),
-                () = stream.replaced.cancelled() => {
-                    return Err(Status::aborted("too many streams of this pod: this one was the oldest"));
-                }
-                () = self.stop.cancelled() => return Err(stopping()),
+                () = tokio::time::sleep_until(report_at), if !reported => {}
+                ended = over(&self.responses, &self.stop, stream) => return ended,
             }
         }
     }
 
-    fn take_in(&self, session: &mut Session<HubView>, request: v1::DiscoveryRequest) -> Result<(), Status> {
+    /// Takes in a request's answer and the first of its names. What is left of them, and until when that must wait.
+    fn take_in(
+        &mut self,
+        session: &mut Session<HubView>,
+        mut request: v1::DiscoveryRequest,
+    ) -> Result<(Backlog, Option<Instant>), Status> {
         if request.hello.is_some() {
             return Err(Status::invalid_argument("hello belongs in the first message alone"));
         }
+        let mut backlog = Backlog::of(&mut request);
         let refused = session.request(request).map_err(|misuse| self.refuse(&misuse))?;
         for refused in refused {
             self.metrics.nacks.inc();
@@ -213,7 +259,47 @@ impl Conversation {
                 "sidecar cannot use its config and keeps the last good one"
             );
         }
-        Ok(())
+        let pause = self.spend(1);
+        let pause = match backlog.next() {
+            Some(slice) => self.take_slice(session, slice)?,
+            None => pause,
+        };
+        Ok((backlog, pause))
+    }
+
+    /// Takes in some names. Until when the next must wait.
+    fn take_slice(
+        &mut self,
+        session: &mut Session<HubView>,
+        slice: v1::DiscoveryRequest,
+    ) -> Result<Option<Instant>, Status> {
+        let names = slice.unsubscribe.len() + slice.subscribe.len();
+        session.request(slice).map_err(|misuse| self.refuse(&misuse))?;
+        Ok(self.spend(names))
+    }
+
+    /// Counts what was named. Until when the next must wait.
+    fn spend(&mut self, names: usize) -> Option<Instant> {
+        let pause = self.paces.spend(&self.peer.pod, names, Instant::now());
+        if pause.is_some() && !std::mem::replace(&mut self.slowed, true) {
+            self.metrics.slowed.inc();
+            tracing::warn!(
+                pod = %self.peer.pod, address = %self.caller.address,
+                "the sidecar names more than {} resources a second for long: its requests wait", pace::RATE
+            );
+        }
+        pause
+    }
+
+    fn report(&self, session: &Session<HubView>, stream: &Stream) {
+        let report = session.report();
+        stream.report(|status| {
+            status.subscribed = report.subscribed;
+            status.current = report.current;
+            status.absent = report.absent;
+            status.refused = report.refused;
+            status.slowed = self.slowed;
+        });
     }
 
     fn refuse(&self, misuse: &Misuse) -> Status {
@@ -232,6 +318,29 @@ impl Conversation {
     fn count(&self, response: &v1::DiscoveryResponse) {
         self.metrics.responses.inc();
         self.metrics.resources_sent.inc_by((response.changed.len() + response.absent.len()) as u64);
+    }
+}
+
+/// When the next names may be taken in: others have had their turn before.
+async fn turn(pause: Option<Instant>) {
+    match pause {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => tokio::task::yield_now().await,
+    }
+}
+
+/// Returns when a stream ends, whatever its sidecar says: with the status for it, where it can still be told.
+async fn over(
+    responses: &mpsc::Sender<Result<v1::DiscoveryResponse, Status>>,
+    stop: &CancellationToken,
+    stream: &Stream,
+) -> Result<(), Status> {
+    tokio::select! {
+        () = responses.closed() => Ok(()),
+        () = stream.replaced.cancelled() => {
+            Err(Status::aborted("too many streams of this pod: this one was the oldest"))
+        }
+        () = stop.cancelled() => Err(stopping()),
     }
 }
 

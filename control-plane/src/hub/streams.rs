@@ -56,6 +56,8 @@ pub struct Status {
     pub absent: usize,
     /// The response that it has not answered yet.
     pub unanswered: Option<u64>,
+    /// Whether its requests had to wait, since they named too much too fast.
+    pub slowed: bool,
     /// What it could not use.
     pub refused: Vec<RefusedResource>,
 }
@@ -138,6 +140,7 @@ impl Streams {
                 current: 0,
                 absent: 0,
                 unanswered: None,
+                slowed: false,
                 refused: Vec::new(),
             }),
         });

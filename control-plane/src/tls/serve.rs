@@ -1,11 +1,20 @@
 //! Accepts connections on port 15010, and serves Discovery and Identity on them over HTTP/2.
 //!
-//! Limits: handshakes at once and their time, connections at once, of all and of one pod, streams and header bytes of
-//! each; a connection without a client certificate, good for `Join` alone, ends after a while; one that answers no ping ends too.
+//! Limits: handshakes at once and their time; connections at once, of all, of one pod, and of one address while they have
+//! shown no client certificate; streams and header bytes of each. A connection without a client certificate, good for
+//! `Join` alone, ends after a while; one that answers no ping ends too.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
-use heddle_api::v1::{discovery_server::DiscoveryServer, identity_server::IdentityServer};
+use heddle_api::{
+    identity::PodName,
+    v1::{discovery_server::DiscoveryServer, identity_server::IdentityServer},
+};
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
@@ -17,7 +26,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::codegen::BoxFuture;
 use tower_service::Service as _;
 
-use super::{Caller, ServingTls, peer::peer, share::Shares};
+use super::{
+    Caller, ServingTls,
+    peer::peer,
+    share::{Share, Shares},
+};
 use crate::{
     discovery::DiscoveryService,
     identity::IdentityService,
@@ -30,6 +43,15 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const HANDSHAKES: usize = 1024;
 /// Connections at once: two for each of 10,000 sidecars.
 const CONNECTIONS: usize = 20_000;
+/// Of these, those that ended their handshake without a client certificate: a Join takes milliseconds, and whoever has a
+/// certificate is to find a place.
+const ANONYMOUS: usize = 4096;
+/// Connections of one address at once that have shown no client certificate, the handshake included. The sidecars of a
+/// node may share its address, and are 250 at most; a quarter of [`HANDSHAKES`].
+const UNIDENTIFIED_PER_ADDRESS: usize = 256;
+/// Connections of one pod at once. A sidecar has a stream and now and then a renewal; broken connections linger until
+/// their ping goes unanswered.
+const PER_POD: usize = 16;
 /// A connection without a client certificate ends after this long.
 const ANONYMOUS_LIFE: Duration = Duration::from_secs(30);
 /// Pings, and how long their answer may take: a dead connection is gone within 20 s.
@@ -54,7 +76,9 @@ pub struct Server {
     metrics: Arc<Metrics>,
     handshakes: Arc<Semaphore>,
     connections: Arc<Semaphore>,
-    shares: Shares,
+    anonymous: Arc<Semaphore>,
+    of_pods: Shares<PodName>,
+    of_addresses: Shares<IpAddr>,
     stop: CancellationToken,
 }
 
@@ -77,7 +101,9 @@ impl Server {
             metrics,
             handshakes: Arc::new(Semaphore::new(HANDSHAKES)),
             connections: Arc::new(Semaphore::new(CONNECTIONS)),
-            shares: Shares::default(),
+            anonymous: Arc::new(Semaphore::new(ANONYMOUS)),
+            of_pods: Shares::new(PER_POD),
+            of_addresses: Shares::new(UNIDENTIFIED_PER_ADDRESS),
             stop,
         })
     }
@@ -98,9 +124,18 @@ impl Server {
             };
             match accepted {
                 Ok((io, address)) => {
+                    let stranger = match self.of_addresses.take(&address.ip().to_canonical()) {
+                        Ok(stranger) => stranger,
+                        Err(refusal) => {
+                            self.metrics.refused(Refused::TooManyUnidentified);
+                            // As often as its sender likes, so not louder.
+                            tracing::debug!(%address, %refusal, "connection refused before its handshake");
+                            continue;
+                        }
+                    };
                     let server = Arc::clone(&self);
                     tasks.spawn(async move {
-                        server.serve(io, address, handshake).await;
+                        server.serve(io, address, handshake, stranger).await;
                         drop(connection);
                     });
                 }
@@ -115,7 +150,13 @@ impl Server {
         tasks.wait().await;
     }
 
-    async fn serve<P>(self: Arc<Self>, io: TcpStream, address: SocketAddr, handshake: P) {
+    async fn serve<P>(
+        self: Arc<Self>,
+        io: TcpStream,
+        address: SocketAddr,
+        handshake: P,
+        stranger: Share<IpAddr>,
+    ) {
         // Small messages that must not wait for each other's acknowledgement.
         let _set = io.set_nodelay(true);
         let acceptor = TlsAcceptor::from(self.tls.current());
@@ -151,13 +192,27 @@ impl Server {
                 return;
             }
         };
-        let _share = match peer.as_ref().map(|peer| self.shares.take(&peer.pod)).transpose() {
-            Ok(share) => share,
-            Err(refusal) => {
-                self.metrics.refused(Refused::TooManyConnections);
-                tracing::warn!(%address, %refusal, "connection refused");
-                return;
-            }
+        // Held as long as the connection; whoever is known takes none of its address's places.
+        let _places = match &peer {
+            Some(peer) => match self.of_pods.take(&peer.pod) {
+                Ok(share) => {
+                    drop(stranger);
+                    (None, Some(share))
+                }
+                Err(refusal) => {
+                    self.metrics.refused(Refused::TooManyConnections);
+                    tracing::warn!(%address, %refusal, "connection refused");
+                    return;
+                }
+            },
+            None => match self.anonymous.try_acquire() {
+                Ok(place) => (Some((stranger, place)), None),
+                Err(_) => {
+                    self.metrics.refused(Refused::TooManyUnidentified);
+                    tracing::debug!(%address, "refused: {ANONYMOUS} connections have no client certificate");
+                    return;
+                }
+            },
         };
         let caller = Caller { address, peer };
         let anonymous = caller.peer.is_none();

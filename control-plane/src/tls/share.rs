@@ -1,50 +1,59 @@
-//! How many connections one pod may have at once, so that none can take them all.
+//! How many connections one pod, or one address that has not said who it is, may have at once, so that none can take
+//! them all.
 
 use std::{
     collections::HashMap,
+    fmt,
+    hash::Hash,
     sync::{Arc, Mutex, PoisonError},
 };
 
-use heddle_api::identity::PodName;
-
-/// A sidecar has a stream and now and then a renewal; broken connections linger until their ping goes unanswered.
-const PER_POD: usize = 16;
-
 /// Who has how many.
-#[derive(Default)]
-pub(super) struct Shares(Arc<Mutex<HashMap<PodName, usize>>>);
-
-/// A pod has as many as it may.
-#[derive(Debug, thiserror::Error)]
-#[error("{0} has {PER_POD} connections already")]
-pub(super) struct TooMany(PodName);
-
-/// One connection of a pod, while it lives.
-pub(super) struct Share {
-    all: Arc<Mutex<HashMap<PodName, usize>>>,
-    pod: PodName,
+pub(super) struct Shares<K> {
+    taken: Arc<Mutex<HashMap<K, usize>>>,
+    each: usize,
 }
 
-impl Shares {
-    /// Counts one more connection of `pod`.
-    pub(super) fn take(&self, pod: &PodName) -> Result<Share, TooMany> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = all.entry(pod.clone()).or_default();
-        if *count >= PER_POD {
-            return Err(TooMany(pod.clone()));
+/// One has as many as it may.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{who} has {each} connections already")]
+pub(super) struct TooMany<K: fmt::Display> {
+    who: K,
+    each: usize,
+}
+
+/// One connection, while it lives.
+#[derive(Debug)]
+pub(super) struct Share<K: Hash + Eq> {
+    taken: Arc<Mutex<HashMap<K, usize>>>,
+    who: K,
+}
+
+impl<K: Hash + Eq + Clone + fmt::Display> Shares<K> {
+    /// `each` has at most so many.
+    pub(super) fn new(each: usize) -> Self {
+        Self { taken: Arc::default(), each }
+    }
+
+    /// Counts one more connection of `who`.
+    pub(super) fn take(&self, who: &K) -> Result<Share<K>, TooMany<K>> {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = taken.entry(who.clone()).or_default();
+        if *count >= self.each {
+            return Err(TooMany { who: who.clone(), each: self.each });
         }
         *count += 1;
-        Ok(Share { all: Arc::clone(&self.0), pod: pod.clone() })
+        Ok(Share { taken: Arc::clone(&self.taken), who: who.clone() })
     }
 }
 
-impl Drop for Share {
+impl<K: Hash + Eq> Drop for Share<K> {
     fn drop(&mut self) {
-        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = all.get_mut(&self.pod) {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = taken.get_mut(&self.who) {
             *count -= 1;
             if *count == 0 {
-                all.remove(&self.pod);
+                taken.remove(&self.who);
             }
         }
     }
@@ -52,18 +61,21 @@ impl Drop for Share {
 
 #[cfg(test)]
 mod tests {
+    use heddle_api::identity::PodName;
+
     use super::*;
 
     #[test]
     fn a_pod_with_all_its_connections_gets_another_when_one_ends_and_others_are_not_concerned() {
-        let (shares, web, api) =
-            (Shares::default(), "shop/web-0".parse().unwrap(), "shop/api-0".parse().unwrap());
-        let mut taken: Vec<_> = (0..PER_POD).map(|_| shares.take(&web).unwrap()).collect();
-        assert!(shares.take(&web).is_err());
+        let (shares, web, api): (_, PodName, PodName) =
+            (Shares::new(16), "shop/web-0".parse().unwrap(), "shop/api-0".parse().unwrap());
+        let mut taken: Vec<_> = (0..16).map(|_| shares.take(&web).unwrap()).collect();
+        let refused = shares.take(&web).unwrap_err();
+        assert_eq!(refused.to_string(), "shop/web-0 has 16 connections already");
         assert!(shares.take(&api).is_ok());
         taken.pop();
         assert!(shares.take(&web).is_ok());
         taken.clear();
-        assert!(shares.0.lock().unwrap().is_empty());
+        assert!(shares.taken.lock().unwrap().is_empty());
     }
 }

@@ -1,7 +1,7 @@
 //! A sidecar's side of the protocol, as small as it gets.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::Path,
     pin::Pin,
     sync::Arc,
@@ -18,7 +18,10 @@ use hyper_util::rt::TokioIo;
 use rcgen::{CertificateParams, KeyPair};
 use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, pem::PemObject as _};
-use tokio::{net::TcpStream, sync::mpsc};
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    sync::mpsc,
+};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
@@ -37,10 +40,15 @@ pub(crate) struct Leaf {
 
 /// Joins as `pod`.
 pub(crate) async fn join(address: SocketAddr, ca: &Path, token: &str, pod: &str) -> Result<Leaf, Status> {
+    join_over(connect(address, ca, None).await.unwrap(), token, pod).await
+}
+
+/// Joins on a connection that is there.
+pub(crate) async fn join_over(channel: Channel, token: &str, pod: &str) -> Result<Leaf, Status> {
     let key = KeyPair::generate().unwrap();
     let csr = CertificateParams::default().serialize_request(&key).unwrap().der().to_vec();
     let request = v1::JoinRequest { token: token.to_owned(), pod: pod.to_owned(), csr: csr.into() };
-    let mut client = IdentityClient::new(connect(address, ca, None).await.unwrap());
+    let mut client = IdentityClient::new(channel);
     Ok(Leaf::new(key, client.join(request).await?.into_inner()))
 }
 
@@ -74,6 +82,16 @@ pub(crate) async fn connect(
     ca: &Path,
     leaf: Option<&Leaf>,
 ) -> Result<Channel, tonic::transport::Error> {
+    connect_from(None, address, ca, leaf).await
+}
+
+/// The same, from an address of this machine's.
+pub(crate) async fn connect_from(
+    from: Option<IpAddr>,
+    address: SocketAddr,
+    ca: &Path,
+    leaf: Option<&Leaf>,
+) -> Result<Channel, tonic::transport::Error> {
     let mut roots = RootCertStore::empty();
     for root in CertificateDer::pem_file_iter(ca).unwrap() {
         roots.add(root.unwrap()).unwrap();
@@ -90,7 +108,7 @@ pub(crate) async fn connect(
         None => builder.with_no_client_auth(),
     };
     config.alpn_protocols = vec![b"h2".to_vec()];
-    let connector = Connector { address, tls: Arc::new(config).into() };
+    let connector = Connector { from, address, tls: Arc::new(config).into() };
     Endpoint::from_static("http://control-plane")
         .connect_timeout(PATIENCE)
         .connect_with_connector(connector)
@@ -98,6 +116,7 @@ pub(crate) async fn connect(
 }
 
 struct Connector {
+    from: Option<IpAddr>,
     address: SocketAddr,
     tls: TlsConnector,
 }
@@ -112,10 +131,14 @@ impl tower_service::Service<http::Uri> for Connector {
     }
 
     fn call(&mut self, _: http::Uri) -> Self::Future {
-        let (address, tls) = (self.address, self.tls.clone());
+        let (from, address, tls) = (self.from, self.address, self.tls.clone());
         Box::pin(async move {
             let name = ServerName::try_from(CONTROL_PLANE_DNS_NAME).unwrap();
-            Ok(TokioIo::new(tls.connect(name, TcpStream::connect(address).await?).await?))
+            let socket = TcpSocket::new_v4()?;
+            if let Some(from) = from {
+                socket.bind((from, 0).into())?;
+            }
+            Ok(TokioIo::new(tls.connect(name, socket.connect(address).await?).await?))
         })
     }
 }

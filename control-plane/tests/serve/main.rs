@@ -3,6 +3,7 @@
 mod client;
 mod discovery;
 mod effect;
+mod hostile;
 mod identity;
 mod restart;
 mod world;

@@ -3,7 +3,8 @@
 //!
 //! `:protocol` is `<METHOD> <value of the Upgrade header>`. The answer always carries `heddle-status`, the application's
 //! true status, *inserted* by the answering sidecar over whatever the application sent and taken off by the calling one;
-//! `:status` is 200 for the application's 101 and the application's own else.
+//! `:status` is 200 for the application's 101 and the application's own else. After 101 and a space `heddle-status` says
+//! which of the protocols the application chose, since HTTP/2 has no `Upgrade`.
 
 use h2::{RecvStream, SendStream, ext::Protocol};
 use http::{
@@ -80,12 +81,16 @@ pub fn asked<B>(request: &Request<B>) -> Result<Option<Asked>, &'static str> {
 /// The head of the answer, made from the application's.
 #[must_use]
 pub fn answer(mut parts: response::Parts) -> response::Parts {
-    parts.headers.insert(STATUS, HeaderValue::from(parts.status.as_u16()));
-    parts.headers.remove(UPGRADE);
+    let chosen = parts.headers.remove(UPGRADE);
     parts.headers.remove(CONNECTION);
+    let mut told = HeaderValue::from(parts.status.as_u16());
     if parts.status == StatusCode::SWITCHING_PROTOCOLS {
         parts.status = StatusCode::OK;
+        if let Some(chosen) = chosen {
+            told = HeaderValue::from_bytes(&[b"101 ", chosen.as_bytes()].concat()).unwrap_or(told);
+        }
     }
+    parts.headers.insert(STATUS, told);
     parts.version = Version::HTTP_2;
     parts
 }
@@ -99,18 +104,21 @@ pub(super) fn answered(
     slot: Slot,
 ) -> Result<Upgraded, SendError> {
     let told = response.headers_mut().remove(STATUS);
-    let status = told.as_ref().and_then(|told| StatusCode::from_bytes(told.as_bytes()).ok());
-    match status {
-        Some(StatusCode::SWITCHING_PROTOCOLS) if response.status() == StatusCode::OK => {
+    let words = told.as_ref().map_or(&b""[..], HeaderValue::as_bytes);
+    let (word, chosen) = words.split_at(words.len().min(3));
+    let status = StatusCode::from_bytes(word).ok();
+    let offered = HeaderValue::from_str(protocol).expect("it was checked before it was sent");
+    let chosen = edge::chosen(edge::list(chosen), &offered);
+    match (status, chosen) {
+        (Some(StatusCode::SWITCHING_PROTOCOLS), Some(chosen)) if response.status() == StatusCode::OK => {
             let (mut parts, received) = response.into_parts();
             parts.status = StatusCode::SWITCHING_PROTOCOLS;
             parts.version = Version::HTTP_11;
             parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-            let protocol = HeaderValue::from_str(protocol).expect("it was checked before it was sent");
-            parts.headers.insert(UPGRADE, protocol);
+            parts.headers.insert(UPGRADE, chosen);
             Ok(Upgraded::Switched(Response::from_parts(parts, ()), Tunnel::new(send, received, Some(slot))))
         }
-        Some(status) if response.status() == status => {
+        (Some(status), _) if response.status() == status => {
             // The response's end closes the stream; nothing more is sent on it.
             let mut send = send;
             let _already_closed = send.send_data(Bytes::new(), true);
@@ -171,5 +179,13 @@ mod tests {
         let answer = answer(forged.into_parts().0);
         assert_eq!(answer.headers.get_all(STATUS).iter().collect::<Vec<_>>(), ["200"]);
         assert_eq!(answer.status, StatusCode::OK);
+    }
+
+    #[test]
+    fn what_the_application_chose_is_told_beside_its_status() {
+        let switched = Response::builder().status(101).header(UPGRADE, "irc").body(()).unwrap();
+        let answer = answer(switched.into_parts().0);
+        assert_eq!((answer.status, &answer.headers[STATUS]), (StatusCode::OK, &"101 irc".parse().unwrap()));
+        assert!(!answer.headers.contains_key(UPGRADE));
     }
 }

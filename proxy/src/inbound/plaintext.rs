@@ -384,7 +384,6 @@ async fn pass(
     match Box::pin(door.upgrade(application, parts, &protocol)).await? {
         Upgrade::Declined(answer) => Ok(Passed::Answer(answer)),
         Upgrade::Switched(mut answer, server) => {
-            answer.headers_mut().insert(header::UPGRADE, protocol);
             answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
             let permitted = Permitted { application, request: Some((method, uri)) };
             let door = Rc::clone(door);

@@ -21,6 +21,7 @@ use super::{
     passthrough,
     target::{HTTP_PORT, Name},
     tunnel,
+    websocket::{self, Offer},
 };
 use crate::{
     detect::Rewind,
@@ -105,7 +106,7 @@ where
         let connection = Rc::clone(&of_requests);
         async move { Ok::<_, Infallible>(answer(&connection, request).await) }
     });
-    let serving = settings::http2_server().serve_connection(io, service);
+    let serving = settings::http2_server().enable_connect_protocol().serve_connection(io, service);
     let enough = connection.stalled.notified();
     let ended = drain.drive(serving, enough, hyper::server::conn::http2::Connection::graceful_shutdown).await;
     if let Err(error) = ended {
@@ -171,6 +172,7 @@ async fn serve(
     // Taken before the headers that ask for it go.
     let on_upgrade = hyper::upgrade::on(&mut request);
     let (mut parts, body) = request.into_parts();
+    let extended = websocket::extended_connect(&mut parts)?;
     let upgrade = edge::request(&mut parts, worker.settings.header_limit, &connection.last_host).map_err(
         |malformed| {
             if malformed.reason() == Reason::HeadersTooLarge {
@@ -180,6 +182,10 @@ async fn serve(
         },
     )?;
 
+    let offer = match (extended, upgrade) {
+        (Some(extended), _) => Some(extended.offer(&mut parts)?),
+        (None, upgrade) => upgrade.map(Offer::http1),
+    };
     if parts.method == Method::CONNECT {
         // Where the destination is known already, CONNECT would lead past it.
         return match &connection.target {
@@ -198,8 +204,8 @@ async fn serve(
     match slot.as_ref().map(|slot| slot.load()) {
         Some(Lookup::Mesh(destination)) => {
             let exchange = Exchange { worker, destination: &destination, version, started };
-            if let Some(protocol) = upgrade {
-                return tunnel::upgrade(exchange, parts, &protocol, on_upgrade).await;
+            if let Some(offer) = &offer {
+                return tunnel::upgrade(exchange, parts, offer, on_upgrade).await;
             }
             let answer = pin!(exchange::run(exchange, parts, body));
             Pace::watch(pace, answer).await.unwrap_or_else(|stalled| Err(give_up(connection, stalled)))
@@ -207,7 +213,7 @@ async fn serve(
         // Not of the mesh: where it would have gone without us.
         Some(Lookup::NotInMesh) | None => {
             let exchange = passthrough::Exchange { worker, version, started, slot };
-            let answer = pin!(passthrough::http(exchange, parts, body, upgrade, on_upgrade));
+            let answer = pin!(passthrough::http(exchange, parts, body, offer, on_upgrade));
             Pace::watch(pace, answer).await.unwrap_or_else(|stalled| Err(give_up(connection, stalled)))
         }
     }

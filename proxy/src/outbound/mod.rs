@@ -1,7 +1,7 @@
 //! From the pod's application into the mesh: who connects, where to, in what protocol.
 //!
 //! [`http`] serves requests, [`exchange`] takes one through the mesh, [`tcp`] carries bytes that are not looked into,
-//! [`tunnel`] CONNECT and upgrades, [`passthrough`] whatever is not of the mesh.
+//! [`tunnel`] CONNECT and upgrades, [`websocket`] those that come over HTTP/2, [`passthrough`] whatever is not of the mesh.
 
 mod answer;
 mod attempt;
@@ -18,6 +18,7 @@ mod target;
 mod tcp;
 mod tries;
 mod tunnel;
+mod websocket;
 
 pub use mirror::InFlight as Mirrors;
 pub use series::SeriesCache;

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
-use http::{HeaderValue, Request, Response, StatusCode, Version, request};
+use http::{Request, Response, StatusCode, Version, request};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::{net::TcpStream, time::Instant};
@@ -15,6 +15,7 @@ use super::{
     send::speaks_http2,
     target::{HTTP_PORT, Name},
     tunnel::{handed_over, passed, switched},
+    websocket::Offer,
 };
 use crate::{
     carrier::{SendError, copy::Socket},
@@ -23,7 +24,7 @@ use crate::{
     reason::Reason,
     relay::relay,
     store::Slot,
-    worker::Worker,
+    worker::{Settings, Worker},
 };
 
 /// Addresses of one name that are tried before it is given up.
@@ -63,18 +64,20 @@ pub async fn http(
     exchange: Exchange<'_>,
     parts: request::Parts,
     body: ClientBody,
-    upgrade: Option<HeaderValue>,
+    upgrade: Option<Offer>,
     on_upgrade: OnUpgrade,
 ) -> Result<Response<ResponseBody>, Refused> {
     let Exchange { worker, version, started, .. } = exchange;
     let (method, uri) = (parts.method.clone(), parts.uri.clone());
     let mut record = Record::new(worker, &worker.outside, method, uri, version, started);
+    let upgrades = upgrade.is_some();
     let answered = send(&exchange, parts, body, upgrade, on_upgrade, &mut record).await;
     match answered {
         Ok(response) => {
             record.status = Some(response.status());
-            // What follows a 101 is no longer this request.
-            if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            // What follows a 101, or the 200 that says it over HTTP/2, is no longer this request.
+            let confirmed = version == Version::HTTP_2 && response.status().is_success();
+            if upgrades && (confirmed || response.status() == StatusCode::SWITCHING_PROTOCOLS) {
                 return Ok(response);
             }
             Ok(response.map(|body| body.with_record(record)))
@@ -90,7 +93,7 @@ async fn send(
     exchange: &Exchange<'_>,
     parts: request::Parts,
     body: ClientBody,
-    upgrade: Option<HeaderValue>,
+    upgrade: Option<Offer>,
     on_upgrade: OnUpgrade,
     record: &mut Record,
 ) -> Result<Response<ResponseBody>, Refused> {
@@ -106,14 +109,19 @@ async fn send(
             addresses(worker, &name.key).await?
         }
     };
-    if let Some(protocol) = upgrade {
+    if let Some(offer) = upgrade {
         let ask = async |address| {
+            record.tried(address, false);
             let request = Request::from_parts(parts.clone(), ());
-            worker.plain.upgrade(address, request, &protocol, CONNECT_TIMEOUT).await
+            worker.plain.upgrade(address, request, &offer.protocols, CONNECT_TIMEOUT).await
         };
-        return Ok(match first_that_takes(&found, record, ask).await? {
-            Upgrade::Declined(response) => response.map(ResponseBody::plain),
+        return Ok(match first_that_takes(&found, ask).await? {
+            Upgrade::Declined(response) => {
+                offer.declined(response.status())?;
+                response.map(ResponseBody::plain)
+            }
             Upgrade::Switched(response, upstream) => {
+                let response = offer.confirmed(switched(response))?;
                 let worker = Rc::clone(worker);
                 tokio::task::spawn_local(async move {
                     if let Some(io) = handed_over(on_upgrade).await {
@@ -122,7 +130,7 @@ async fn send(
                         passed(&worker, relayed.forth, relayed.back);
                     }
                 });
-                switched(response, &protocol).map(|()| ResponseBody::empty())
+                response.map(|()| ResponseBody::empty())
             }
         });
     }
@@ -131,6 +139,7 @@ async fn send(
     let mut left = found.len().min(ADDRESSES);
     let mut next = Some((parts, RequestBody::new(body, left > 1, Vec::new())));
     let ask = async |address| {
+        record.tried(address, false);
         // Nothing was read of what could not be sent.
         let (parts, body) = next.take().expect("a body of which nothing was read can be sent again");
         left -= 1;
@@ -140,18 +149,16 @@ async fn send(
         let request = Request::from_parts(parts, body);
         worker.plain.send(address, version, request, CONNECT_TIMEOUT).await
     };
-    Ok(first_that_takes(&found, record, ask).await?.map(ResponseBody::plain))
+    Ok(first_that_takes(&found, ask).await?.map(ResponseBody::plain))
 }
 
 /// Asks one address after the other, as long as none can be connected to.
 async fn first_that_takes<T>(
     found: &[SocketAddr],
-    record: &mut Record,
     mut ask: impl AsyncFnMut(SocketAddr) -> Result<T, SendError>,
 ) -> Result<T, Refused> {
     let mut last = Refused::new(Reason::UnknownHost, "it has no address");
     for &address in found.iter().take(ADDRESSES) {
-        record.tried(address, false);
         match ask(address).await {
             Ok(answer) => return Ok(answer),
             Err(error) => {
@@ -176,7 +183,12 @@ async fn addresses(worker: &Worker, name: &str) -> Result<Vec<SocketAddr>, Refus
             worker.resolver.resolve(host, port).await.map_err(unknown)?
         }
     };
-    match found.iter().find(|address| worker.settings.is_own_port(**address)) {
+    elsewhere(&worker.settings, name, found)
+}
+
+/// What a name was found to be, unless one of it is the sidecar itself.
+fn elsewhere(settings: &Settings, name: &str, found: Vec<SocketAddr>) -> Result<Vec<SocketAddr>, Refused> {
+    match found.iter().find(|address| settings.is_own_port(**address)) {
         Some(own) => Err(Refused::new(Reason::OwnPort, format!("{name} is {own}, the sidecar itself"))),
         None => Ok(found),
     }
@@ -184,12 +196,68 @@ async fn addresses(worker: &Worker, name: &str) -> Result<Vec<SocketAddr>, Refus
 
 /// A connection to the first address that takes one.
 async fn connect(worker: &Worker, name: &str) -> Result<TcpStream, Refused> {
-    let mut last = Refused::new(Reason::UnknownHost, format!("{name} has no address"));
-    for address in addresses(worker, name).await?.into_iter().take(ADDRESSES) {
-        match dial::connect(address, CONNECT_TIMEOUT).await {
-            Ok(io) => return Ok(io),
-            Err(error) => last = Refused::new(error.reason, format!("{name} at {}", error.source)),
-        }
+    let found = addresses(worker, name).await?;
+    first_that_takes(&found, async |address| dial::connect(address, CONNECT_TIMEOUT).await).await
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::carrier::Sent;
+
+    /// An address at which nobody listens.
+    async fn dead() -> SocketAddr {
+        TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
     }
-    Err(last)
+
+    async fn dialled(found: &[SocketAddr]) -> Result<SocketAddr, Refused> {
+        let dial = async |address| dial::connect(address, CONNECT_TIMEOUT).await;
+        Ok(first_that_takes(found, dial).await?.peer_addr().unwrap())
+    }
+
+    #[tokio::test]
+    async fn where_the_first_address_is_dead_the_second_takes_the_connection() {
+        let alive = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let there = alive.local_addr().unwrap();
+        assert_eq!(dialled(&[dead().await, there]).await.unwrap(), there);
+        assert_eq!(dialled(&[there, dead().await]).await.unwrap(), there);
+    }
+
+    #[tokio::test]
+    async fn where_all_are_dead_the_last_one_tried_is_named_and_they_are_four_at_most() {
+        let (first, last) = (dead().await, dead().await);
+        let refused = dialled(&[first, last]).await.unwrap_err();
+        assert_eq!(refused.reason, Reason::ConnectFailed);
+        assert!(refused.sentence.contains(&last.to_string()), "{}", refused.sentence);
+
+        let alive = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let beyond = [first, last, first, last, alive.local_addr().unwrap()];
+        assert_eq!(dialled(&beyond).await.unwrap_err().reason, Reason::ConnectFailed);
+    }
+
+    #[tokio::test]
+    async fn what_an_address_may_have_received_goes_to_no_other() {
+        let found = [dead().await, dead().await, dead().await];
+        let mut asked = Vec::new();
+        let refused = first_that_takes(&found, async |address| {
+            asked.push(address);
+            let reason = if asked.len() == 1 { Reason::ConnectTimeout } else { Reason::UpstreamReset };
+            Err::<(), _>(SendError { reason, sent: Sent::Maybe, source: "it closed".to_owned() })
+        });
+        assert_eq!(refused.await.unwrap_err().reason, Reason::UpstreamReset);
+        assert_eq!(asked, found[..2]);
+    }
+
+    #[test]
+    fn a_name_that_is_the_sidecar_by_one_of_its_addresses_is_refused_whole() {
+        let settings = Settings { pod_ips: vec!["10.0.0.7".parse().unwrap()], ..Settings::for_tests() };
+        let found: Vec<SocketAddr> =
+            ["192.0.2.1:15000", "10.0.0.7:15000"].map(|address| address.parse().unwrap()).to_vec();
+        let refused = elsewhere(&settings, "admin.example:15000", found.clone()).unwrap_err();
+        assert_eq!(refused.reason, Reason::OwnPort);
+        assert!(refused.sentence.contains("10.0.0.7:15000"), "{}", refused.sentence);
+        assert_eq!(elsewhere(&settings, "other.example:15000", found[..1].to_vec()).unwrap(), found[..1]);
+    }
 }

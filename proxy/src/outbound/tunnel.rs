@@ -19,6 +19,7 @@ use super::{
     send::peer,
     target::Name,
     tries::{self, Tries},
+    websocket::Offer,
 };
 use crate::{
     balance::{LoadGuard, Outcome, Picked},
@@ -87,6 +88,18 @@ impl Answered {
     fn declined(&self) -> Option<&Response<ResponseBody>> {
         if let Self::Declined(response) = self { Some(response) } else { None }
     }
+
+    /// As the client that asked is to have it.
+    fn checked(self, offer: &Offer) -> Result<Self, Refused> {
+        Ok(match self {
+            Self::Tunnel(response, tunnel) => Self::Tunnel(offer.confirmed(response)?, tunnel),
+            Self::Plain(response, io) => Self::Plain(offer.confirmed(response)?, io),
+            Self::Declined(response) => {
+                offer.declined(response.status())?;
+                Self::Declined(response)
+            }
+        })
+    }
 }
 
 /// An upgrade (WebSocket and others): the client is told 101 only once the application said so.
@@ -96,7 +109,7 @@ impl Answered {
 pub async fn upgrade(
     exchange: Exchange<'_>,
     mut parts: request::Parts,
-    protocol: &HeaderValue,
+    offer: &Offer,
     on_upgrade: OnUpgrade,
 ) -> Result<Response<ResponseBody>, Refused> {
     let Exchange { worker, destination, version, started } = exchange;
@@ -115,10 +128,14 @@ pub async fn upgrade(
     };
     let backend = decision.backend;
     record.routed(&backend.key, decision.route.map(|route| &route.name));
+    if let Err(refused) = offer.suits(backend) {
+        record.refused(refused.reason);
+        return Err(refused);
+    }
     let deadline = started + decision.request_timeout().unwrap_or(ANSWER_TIMEOUT);
     let tries = Tries::begin(worker, backend, decision.retry(), Some(deadline));
     let (answered, load) =
-        match attempts(worker, backend, tries, &parts, protocol, deadline, &mut record).await {
+        match attempts(worker, backend, tries, &parts, &offer.protocols, deadline, &mut record).await {
             Ok(answered) => answered,
             Err(refused) => {
                 record.refused(refused.reason);
@@ -126,6 +143,13 @@ pub async fn upgrade(
             }
         };
     let idle = backend.policy.idle_timeout;
+    let answered = match answered.checked(offer) {
+        Ok(answered) => answered,
+        Err(refused) => {
+            record.refused(refused.reason);
+            return Err(refused);
+        }
+    };
     match answered {
         Answered::Declined(mut response) => {
             decision.filter_response(&mut response);
@@ -240,9 +264,7 @@ async fn ask(
             })
         }
         None => Ok(match worker.plain.upgrade(endpoint.address, request, protocol, limit).await? {
-            plain::Upgrade::Switched(response, io) => {
-                Answered::Plain(switched(response, protocol), TokioIo::new(io))
-            }
+            plain::Upgrade::Switched(response, io) => Answered::Plain(switched(response), TokioIo::new(io)),
             plain::Upgrade::Declined(response) => {
                 Answered::Declined(Box::new(response.map(ResponseBody::plain)))
             }
@@ -251,9 +273,7 @@ async fn ask(
 }
 
 /// A 101 as an HTTP/1 client wants it.
-pub fn switched(mut response: Response<()>, protocol: &HeaderValue) -> Response<()> {
-    let headers = response.headers_mut();
-    headers.insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));
-    headers.insert(http::header::UPGRADE, protocol.clone());
+pub fn switched(mut response: Response<()>) -> Response<()> {
+    response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));
     response
 }

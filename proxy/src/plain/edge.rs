@@ -59,8 +59,8 @@ pub enum Malformed {
     /// White space around a value: other readers would trim it and see another message (RFC 9113, 8.2.1).
     #[error("a header value begins or ends with white space")]
     Padding,
-    /// The application changed protocols though nobody asked.
-    #[error("101 without an Upgrade")]
+    /// The application changed protocols though nobody asked, or to one that nobody offered.
+    #[error("101 to a protocol that the request did not offer")]
     Unasked,
 }
 
@@ -94,8 +94,8 @@ impl LastHost {
     }
 }
 
-/// Brings a request that a client sent into the form that holds inside the sidecar. Gives back the protocol that
-/// an HTTP/1.1 client would change to: the first one of its offer that is not HTTP.
+/// Brings a request that a client sent into the form that holds inside the sidecar. Gives back the protocols that
+/// an HTTP/1.1 client would change to, in its order: its offer without those that are HTTP.
 ///
 /// # Errors
 /// When the request is ambiguous or too large; it must be answered with [`Malformed::reason`].
@@ -116,7 +116,7 @@ pub fn request(
         // Bytes of a body could not be told from those of the new protocol on the way; serving the request
         // without changing protocols is always allowed (RFC 9110, 7.8).
         if parts.version == Version::HTTP_11 && !has_body {
-            upgrade = offered_protocol(&parts.headers);
+            upgrade = offered_protocols(&parts.headers);
         }
         strip_connection_fields(&mut parts.headers, fields.of_connection);
     }
@@ -163,15 +163,18 @@ pub fn answer(parts: &mut response::Parts, method: &Method, limit: usize) -> Res
     Ok(both)
 }
 
-/// Brings the answer 101 into the form that holds inside the sidecar: without the fields of its connection.
+/// Brings the answer 101 into the form that holds inside the sidecar: without the fields of its connection, but for
+/// `Upgrade`, which says what of `offered` the application chose.
 ///
 /// # Errors
-/// When it is too large.
-pub fn switching(parts: &mut response::Parts, limit: usize) -> Result<(), Malformed> {
+/// When it is too large, or chose what was not offered.
+pub fn switching(parts: &mut response::Parts, limit: usize, offered: &HeaderValue) -> Result<(), Malformed> {
     let fields = within(&parts.headers, limit)?;
+    let chosen = chosen(words(&parts.headers, &header::UPGRADE), offered).ok_or(Malformed::Unasked)?;
     strip_connection_fields(&mut parts.headers, fields.of_connection);
     remove_words(&mut parts.headers);
     parts.headers.remove(header::CONTENT_LENGTH);
+    parts.headers.insert(header::UPGRADE, chosen);
     Ok(())
 }
 
@@ -396,11 +399,33 @@ fn decimal(text: &[u8]) -> Option<u64> {
 
 /// The comma-separated words of a field.
 fn words<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
-    let lines = headers.get_all(name).iter();
-    lines
-        .flat_map(|line| line.as_bytes().split(|b| *b == b','))
-        .map(<[u8]>::trim_ascii)
-        .filter(|w| !w.is_empty())
+    headers.get_all(name).iter().flat_map(|line| list(line.as_bytes()))
+}
+
+/// The words of one comma-separated value.
+pub(crate) fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|b| *b == b',').map(<[u8]>::trim_ascii).filter(|word| !word.is_empty())
+}
+
+/// Words as one comma-separated value; none: there are none.
+fn joined<'a>(words: impl Iterator<Item = &'a [u8]>) -> Option<HeaderValue> {
+    let words: Vec<&[u8]> = words.collect();
+    if words.is_empty() { None } else { HeaderValue::from_bytes(&words.join(&b", "[..])).ok() }
+}
+
+/// What an application chose of the protocols that it was offered (RFC 9110, 7.8). One that does not say is taken to
+/// have chosen the first. None: it chose another.
+pub(crate) fn chosen<'a>(
+    chosen: impl Iterator<Item = &'a [u8]>,
+    offered: &HeaderValue,
+) -> Option<HeaderValue> {
+    let mut chosen = chosen.peekable();
+    if chosen.peek().is_none() {
+        return joined(list(offered.as_bytes()).take(1));
+    }
+    let chosen: Vec<_> = chosen.collect();
+    let is_offered = |word: &&[u8]| list(offered.as_bytes()).any(|offer| offer.eq_ignore_ascii_case(word));
+    chosen.iter().all(is_offered).then(|| joined(chosen.into_iter())).flatten()
 }
 
 /// Whether a protocol that `Upgrade` offers is HTTP itself. It gains nobody anything, and its requests would pass by
@@ -410,14 +435,12 @@ pub(crate) fn is_http(protocol: &[u8]) -> bool {
     [&b"h2c"[..], b"h2", b"http"].iter().any(|http| name.eq_ignore_ascii_case(http))
 }
 
-/// The first protocol of `Upgrade` that is not HTTP, if `Connection` lists `upgrade` (RFC 9110, 7.8).
-fn offered_protocol(headers: &HeaderMap) -> Option<HeaderValue> {
+/// The protocols of `Upgrade` that are not HTTP, if `Connection` lists `upgrade` (RFC 9110, 7.8).
+fn offered_protocols(headers: &HeaderMap) -> Option<HeaderValue> {
     if !words(headers, &header::CONNECTION).any(|word| word.eq_ignore_ascii_case(b"upgrade")) {
         return None;
     }
-    words(headers, &header::UPGRADE)
-        .find(|word| !is_http(word))
-        .and_then(|word| HeaderValue::from_bytes(word).ok())
+    joined(words(headers, &header::UPGRADE).filter(|word| !is_http(word)))
 }
 
 /// Removes what concerns one connection alone (RFC 9110, 7.6.1), and keeps `TE: trailers`, which gRPC asks for

@@ -53,7 +53,7 @@ pub enum PlainVersion {
 /// The answer to a request that asked for another protocol.
 #[derive(Debug)]
 pub enum Upgrade {
-    /// 101: the connection speaks the new protocol from here on.
+    /// 101: the connection speaks the protocol in `Upgrade` from here on, one of those that were offered.
     Switched(Response<()>, Upgraded),
     /// Anything else is an answer like any other.
     Declined(Response<PlainBody>),
@@ -133,7 +133,8 @@ impl PlainPool {
             return self.answer(address, connection, &method, answer).map(Upgrade::Declined);
         }
         let (mut head, body) = answer.into_parts();
-        edge::switching(&mut head, self.header_limit).map_err(|error| failure::of_answer(address, error))?;
+        edge::switching(&mut head, self.header_limit, protocol)
+            .map_err(|error| failure::of_answer(address, error))?;
         let mut whole = Response::from_parts(head, body);
         let upgraded =
             hyper::upgrade::on(&mut whole).await.map_err(|error| failure::of_exchange(address, &error))?;

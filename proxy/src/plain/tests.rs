@@ -326,7 +326,7 @@ async fn another_protocol_is_spoken_when_the_application_agrees_and_only_then() 
             else {
                 panic!("declined");
             };
-            assert_eq!(answer.headers().len(), 1);
+            assert_eq!((answer.headers().len(), &answer.headers()["upgrade"]), (2, &protocol));
             let mut io = TokioIo::new(upgraded);
             io.write_all(b"abc").await.unwrap();
             let mut read = [0; 5];

@@ -370,12 +370,28 @@ async fn an_offer_of_h2c_is_removed_and_the_request_served_as_it_is() {
     assert_eq!(outcome.status(), "200");
 }
 
+#[test]
+fn an_application_chooses_among_what_it_was_offered() {
+    let offered = "irc/6.9, WebSocket".parse().unwrap();
+    let choose = |answer: &'static str| {
+        let answer =
+            Response::builder().status(101).header("connection", "upgrade").header("upgrade", answer);
+        let mut parts = answer.body(()).unwrap().into_parts().0;
+        switching(&mut parts, LIMIT, &offered).map(|()| parts.headers["upgrade"].to_str().unwrap().to_owned())
+    };
+    assert_eq!(choose("websocket").as_deref(), Ok("websocket"));
+    assert_eq!(choose("irc/6.9, WebSocket").as_deref(), Ok("irc/6.9, WebSocket"));
+    assert_eq!(choose("").as_deref(), Ok("irc/6.9"), "one that does not say");
+    assert_eq!(choose("h2c"), Err(Malformed::Unasked));
+    assert_eq!(choose("irc/6.9, h2c"), Err(Malformed::Unasked));
+}
+
 #[tokio::test]
 async fn another_protocol_is_asked_for_only_as_http_1_1_says() {
     for (head, expected) in [
         (
             "HTTP/1.1\r\nConnection: keep-alive, Upgrade\r\nUpgrade: h2c, WebSocket, other\r\n",
-            Some("WebSocket"),
+            Some("WebSocket, other"),
         ),
         ("HTTP/1.1\r\nUpgrade: websocket\r\n", None),
         ("HTTP/1.0\r\nConnection: upgrade\r\nUpgrade: websocket\r\n", None),
