@@ -1,4 +1,4 @@
-//! The command line: `run`, `token`, `crds`. Every flag has an environment variable of its name with the prefix
+//! The command line: `run`, `token`, `crds`, `ready`. Every flag has an environment variable of its name with the prefix
 //! `HEDDLE_`.
 
 use std::{
@@ -15,13 +15,14 @@ use heddle_api::{
     identity::SpiffeId,
     resources::{AccessPolicy, MeshPolicy, TrafficPolicy},
 };
+use k8s_openapi::api::core::v1::ResourceRequirements;
 use kube::CustomResourceExt as _;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
     ca::{self, files},
-    cluster::Cluster,
-    run,
+    cluster::{Cluster, webhook},
+    inject, ready, run,
     token::{self, TokenAuthority},
 };
 
@@ -41,6 +42,8 @@ enum Command {
     Token(TokenArgs),
     /// Prints the custom resource definitions as YAML.
     Crds,
+    /// Asks a control plane whether it is ready; ends with 1 and its answer when it is not in time.
+    Ready(ReadyArgs),
 }
 
 #[derive(Debug, Args)]
@@ -64,9 +67,62 @@ struct RunArgs {
     /// The trust domain of all identities.
     #[arg(long, env = "HEDDLE_TRUST_DOMAIN", value_name = "DOMAIN", default_value = "cluster.local", value_parser = trust_domain)]
     trust_domain: String,
+    #[command(flatten)]
+    injection: InjectionArgs,
     /// What is logged: error, warn, info, debug, trace, or a list of target=level.
     #[arg(long, env = "HEDDLE_LOG", value_name = "FILTER", default_value = "info", value_parser = log_filter)]
     log: String,
+}
+
+/// Of the injector's webhook; without a cluster there is none.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Injection, in a cluster")]
+struct InjectionArgs {
+    /// Where the API server asks about new pods.
+    #[arg(long, env = "HEDDLE_WEBHOOK_LISTEN", value_name = "ADDR", default_value = "0.0.0.0:15017")]
+    webhook_listen: SocketAddr,
+    /// The Service by which the API server reaches it.
+    #[arg(long, env = "HEDDLE_WEBHOOK_SERVICE", value_name = "NAME", default_value = inject::webhook::registration::NAME)]
+    webhook_service: String,
+    /// After SIGTERM it is answered for so long: until the Service leads nobody here. 0s to 60s.
+    #[arg(long, env = "HEDDLE_WEBHOOK_GRACE", value_name = "TIME", default_value = "5s", value_parser = grace)]
+    webhook_grace: Duration,
+    /// Where sidecars find the control plane, https://HOST:PORT; by default its Service in its own namespace.
+    #[arg(long, env = "HEDDLE_CONTROL_PLANE_ADDRESS", value_name = "URL", value_parser = control_plane_address)]
+    control_plane_address: Option<String>,
+    /// The sidecars' image; by default heddle-proxy of this version.
+    #[arg(long, env = "HEDDLE_SIDECAR_IMAGE", value_name = "IMAGE")]
+    sidecar_image: Option<String>,
+    /// When it is pulled; by default as Kubernetes decides by its tag.
+    #[arg(long, env = "HEDDLE_SIDECAR_IMAGE_PULL_POLICY", value_name = "WHEN", value_parser = ["Always", "IfNotPresent", "Never"])]
+    sidecar_image_pull_policy: Option<String>,
+    /// What sidecars log, unless their pod's annotation says otherwise.
+    #[arg(long, env = "HEDDLE_SIDECAR_LOG", value_name = "FILTER", default_value = "info", value_parser = log_filter)]
+    sidecar_log: String,
+    /// What sidecars ask for and may use, as JSON of a container's `resources`; annotations of a pod go over it.
+    #[arg(long, env = "HEDDLE_SIDECAR_RESOURCES", value_name = "JSON", value_parser = inject::settings::resources)]
+    sidecar_resources: Option<ResourceRequirements>,
+}
+
+impl InjectionArgs {
+    fn options(self, namespace: &str) -> webhook::Options {
+        let common = inject::Settings::default();
+        let address = || inject::settings::control_plane(namespace);
+        let settings = inject::Settings {
+            image: self.sidecar_image.unwrap_or(common.image),
+            image_pull_policy: self.sidecar_image_pull_policy,
+            control_plane: self.control_plane_address.unwrap_or_else(address),
+            log_level: self.sidecar_log,
+            resources: self.sidecar_resources.unwrap_or(common.resources),
+            ..inject::Settings::default()
+        };
+        webhook::Options {
+            listen: self.webhook_listen,
+            service: self.webhook_service,
+            grace: self.webhook_grace,
+            settings,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -83,6 +139,19 @@ struct TokenArgs {
     /// How long the token is good: 1s to 366d.
     #[arg(long, env = "HEDDLE_TTL", value_name = "TIME", default_value = "24h", value_parser = ttl)]
     ttl: Duration,
+}
+
+#[derive(Debug, Args)]
+struct ReadyArgs {
+    /// Its admin listener.
+    #[arg(long, env = "HEDDLE_ADMIN", value_name = "HOST:PORT", default_value = "127.0.0.1:15014")]
+    admin: String,
+    /// What must take a TCP connection besides. Repeatable.
+    #[arg(long, env = "HEDDLE_CONNECT", value_name = "HOST:PORT", value_delimiter = ',')]
+    connect: Vec<String>,
+    /// How long it is asked again: 0s to 10m.
+    #[arg(long, env = "HEDDLE_TIMEOUT", value_name = "TIME", default_value = "60s", value_parser = patience)]
+    timeout: Duration,
 }
 
 /// The program. Ends with 0, with 1 and a reason when something failed, or with 2 for a wrong command line.
@@ -104,6 +173,7 @@ impl Command {
             Self::Run(args) => args.perform(),
             Self::Token(args) => args.perform(),
             Self::Crds => print(&crds()?),
+            Self::Ready(args) => ready::wait(&args.admin, &args.connect, args.timeout),
         }
     }
 }
@@ -126,7 +196,11 @@ impl RunArgs {
         runtime.block_on(async {
             let running = match self.manifests {
                 Some(manifests) => run::start(options, manifests).await?,
-                None => run::start_in_cluster(options, Cluster::infer().await?).await?,
+                None => {
+                    let cluster = Cluster::infer().await?;
+                    let injection = self.injection.options(&cluster.namespace);
+                    run::start_in_cluster(options, injection, cluster).await?
+                }
             };
             running.until_signalled().await
         })
@@ -159,6 +233,24 @@ fn print(text: &str) -> anyhow::Result<()> {
 
 fn lifetime(text: &str) -> Result<Duration, String> {
     between(text, ca::MIN_LIFETIME, ca::MAX_LIFETIME)
+}
+
+fn grace(text: &str) -> Result<Duration, String> {
+    between(text, Duration::ZERO, Duration::from_secs(60))
+}
+
+/// Sidecars refuse what is no such URL, and each would say so by itself.
+fn control_plane_address(text: &str) -> Result<String, String> {
+    let uri: http::Uri = text.parse().map_err(|error| format!("{error}; write it as https://HOST:PORT"))?;
+    let is_bare = uri.path() == "/" && uri.query().is_none();
+    if uri.scheme_str() != Some("https") || uri.port_u16().is_none() || !is_bare || text.ends_with('/') {
+        return Err("write it as https://HOST:PORT".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+fn patience(text: &str) -> Result<Duration, String> {
+    between(text, Duration::ZERO, Duration::from_secs(600))
 }
 
 fn ttl(text: &str) -> Result<Duration, String> {
@@ -243,6 +335,25 @@ mod tests {
             "{} is out of date: HEDDLE_REWRITE=1 cargo nextest run -p heddle-control-plane the_definitions_in_the_chart",
             path.display()
         );
+    }
+
+    #[test]
+    fn what_every_sidecar_would_choke_on_is_refused_before_the_first_starts() {
+        for text in ["https://a", "http://a:1", "https://a:1/", "https://a:1/x", "a:1"] {
+            assert!(control_plane_address(text).is_err(), "{text}");
+        }
+        assert!(control_plane_address("https://heddle-control-plane.mesh.svc:15010").is_ok());
+        for (text, word) in [
+            ("{", "JSON"),
+            (r#"{"limit": {}}"#, "limit"),
+            (r#"{"limits": {"memory": "many"}}"#, "limits.memory"),
+            (r#"{"requests": {"cpu": "-1"}}"#, "requests.cpu"),
+        ] {
+            let error = inject::settings::resources(text).unwrap_err();
+            assert!(error.contains(word), "{text}: {error}");
+        }
+        let resources = inject::settings::resources(r#"{"requests": {"cpu": "100m"}}"#).unwrap();
+        assert_eq!(resources.requests.unwrap()["cpu"].0, "100m");
     }
 
     #[test]

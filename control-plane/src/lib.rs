@@ -2,8 +2,8 @@
 //!
 //! In the order in which a change travels: [`source`] reads objects, [`compile`] derives config from them, [`hub`] keeps
 //! what is subscribed to and who subscribes, [`discovery`] speaks to one sidecar. Beside that stand who may speak:
-//! [`ca`], [`token`], [`identity`] and [`tls`]; what a cluster alone needs: [`cluster`]; and the operator's side: [`admin`] and
-//! [`cli`]. [`inject`] stands by itself: it gives pods their sidecars.
+//! [`ca`], [`token`], [`identity`] and [`tls`]; what a cluster alone needs: [`cluster`]; and the operator's side: [`admin`],
+//! [`ready`] and [`cli`]. [`inject`] stands by itself: it gives pods their sidecars.
 
 pub mod admin;
 pub mod ca;
@@ -18,6 +18,7 @@ pub mod identity;
 pub mod inject;
 pub mod metrics;
 pub mod object;
+pub mod ready;
 pub mod run;
 pub mod source;
 pub mod tls;

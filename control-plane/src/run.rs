@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     admin,
     ca::{Authority, CurrentAuthority, files},
-    cluster::{Cluster, review::TokenReviewer},
+    cluster::{Cluster, review::TokenReviewer, webhook},
     compile,
     discovery::DiscoveryService,
     hub::{self, Hub},
@@ -61,9 +61,18 @@ pub struct Running {
     stop: CancellationToken,
     server: JoinHandle<()>,
     source: JoinHandle<anyhow::Result<()>>,
-    lease: Option<JoinHandle<()>>,
+    cluster: Option<InCluster>,
     // Ends with `Running`.
     others: JoinSet<()>,
+}
+
+/// What a control plane in a cluster has besides.
+struct InCluster {
+    lease: JoinHandle<()>,
+    webhook: JoinHandle<()>,
+    webhook_address: SocketAddr,
+    /// Its [`webhook::Options::grace`].
+    grace: Duration,
 }
 
 /// Starts it with a directory of manifests as the source. Once this returns, both ports are open.
@@ -100,21 +109,35 @@ where
     Ok(prepared.start(options, tokio::spawn(source(tx)), rx, JoinSet::new()))
 }
 
-/// Starts it with a cluster as the source, and as what proves pods and holds the root. Once this returns, both ports are
-/// open.
+/// Starts it with a cluster as the source, and as what proves pods and holds the root. Once this returns, all three ports
+/// are open.
 ///
 /// # Errors
 /// When a port is taken.
-pub async fn start_in_cluster(options: Options, cluster: Cluster) -> anyhow::Result<Running> {
+pub async fn start_in_cluster(
+    options: Options,
+    injection: webhook::Options,
+    cluster: Cluster,
+) -> anyhow::Result<Running> {
+    // Before the root is waited for: a port that is taken is said at once.
+    let listener = bind("--webhook-listen", injection.listen).await?;
     let (root, authority) = cluster.root(&options.trust_domain, options.certificate_lifetime).await;
     let verifier = Verifier::TokenReview(TokenReviewer::new(cluster.client.clone()));
     let prepared = Prepared::new(&options, Arc::clone(&authority), verifier).await?;
     let (tx, rx) = mpsc::channel(BATCHES);
+    let grace = injection.grace;
+    let opened = webhook::Opened::new(injection, listener, &authority, &cluster.namespace)?;
+    let webhook_address = opened.address;
     let ledger = Arc::default();
     let source = tokio::spawn(source::kubernetes::run(cluster.client.clone(), Arc::clone(&ledger), tx));
     let Prepared { hub, metrics, stop, .. } = &prepared;
-    let (lease, tasks) = cluster.spawn(root, authority, ledger, hub, metrics, stop.clone());
-    Ok(Running { lease: Some(lease), ..prepared.start(options, source, rx, tasks) })
+    let client = cluster.client.clone();
+    let (lease, mut tasks) =
+        cluster.spawn(root, Arc::clone(&authority), Arc::clone(&ledger), hub, metrics, stop.clone());
+    let webhook = opened.spawn(client, authority, ledger, stop.clone(), &mut tasks);
+    tracing::info!(address = %webhook_address, "the injector's webhook started");
+    let cluster = Some(InCluster { lease, webhook, webhook_address, grace });
+    Ok(Running { cluster, ..prepared.start(options, source, rx, tasks) })
 }
 
 /// What both kinds of control plane have, its ports open.
@@ -181,7 +204,7 @@ impl Prepared {
         let server = Server::new(tls, options.trust_domain, discovery, identity, metrics, stop.clone());
         let server = tokio::spawn(server.run(self.listener));
         tracing::info!(%address, admin = %admin_address, "control plane started");
-        Running { address, admin_address, stop, server, source, lease: None, others }
+        Running { address, admin_address, stop, server, source, cluster: None, others }
     }
 }
 
@@ -209,18 +232,27 @@ impl Running {
         Ok(())
     }
 
-    /// Stops in good order, within [`STOP_TIMEOUT`].
+    /// Where the API server asks about pods; none without a cluster.
+    #[must_use]
+    pub fn webhook_address(&self) -> Option<SocketAddr> {
+        self.cluster.as_ref().map(|cluster| cluster.webhook_address)
+    }
+
+    /// Stops in good order, within [`STOP_TIMEOUT`]; in a cluster after the webhook's grace.
     pub async fn stop(mut self) {
         self.stop.cancel();
         self.source.abort();
         if tokio::time::timeout(STOP_TIMEOUT, self.server).await.is_err() {
             tracing::warn!("connections did not end within {STOP_TIMEOUT:?}");
         }
-        // Given back, so that another replica leads at once.
-        if let Some(lease) = self.lease.take()
-            && tokio::time::timeout(STOP_TIMEOUT, lease).await.is_err()
-        {
-            tracing::warn!("the lease was not given back within {STOP_TIMEOUT:?}");
+        if let Some(InCluster { lease, webhook, grace, .. }) = self.cluster.take() {
+            // Given back, so that another replica leads at once.
+            if tokio::time::timeout(STOP_TIMEOUT, lease).await.is_err() {
+                tracing::warn!("the lease was not given back within {STOP_TIMEOUT:?}");
+            }
+            if tokio::time::timeout(grace + STOP_TIMEOUT, webhook).await.is_err() {
+                tracing::warn!("the webhook's connections did not end within {STOP_TIMEOUT:?}");
+            }
         }
         self.others.shutdown().await;
     }

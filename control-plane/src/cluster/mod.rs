@@ -1,11 +1,14 @@
 //! What a control plane in a cluster does beside following objects: it proves pods by [`review`], keeps the [`root`] in
-//! a Secret, elects one replica by a [`lease`], and has that one write [`status`].
+//! a Secret, elects one replica by a [`lease`], has that one write [`status`], and serves the injector's [`webhook`]. What it
+//! asks of the API server for all this is listed in [`rights`].
 
 pub mod lease;
 pub mod review;
+pub mod rights;
 pub mod root;
 pub mod status;
 pub mod trust;
+pub mod webhook;
 
 use std::{sync::Arc, time::Duration};
 

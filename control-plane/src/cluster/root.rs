@@ -45,7 +45,8 @@ pub const BUNDLE: &str = "heddle-ca";
 pub const BUNDLE_KEY: &str = "ca.pem";
 /// Its annotation in the control plane's own namespace.
 const NEEDED: &str = "heddle.dev/roots-needed-until";
-const MANAGER: &str = "heddle-control-plane";
+/// As whom we write fields.
+pub(super) const MANAGER: &str = "heddle-control-plane";
 /// The Secret is read again so often, whatever the watch says.
 const POLL: Duration = Duration::from_secs(30);
 /// How often it is looked what is due: a root to sign with, a namespace that joined the mesh.
@@ -295,7 +296,8 @@ pub fn warning(authority: &Authority, now: SystemTime) -> Option<String> {
     })
 }
 
-fn pem(certificate: &CertificateDer<'_>) -> String {
+/// A certificate as PEM.
+pub(super) fn pem(certificate: &CertificateDer<'_>) -> String {
     // ByteString is base64 in JSON.
     let encoded = serde_json::to_value(ByteString(certificate.to_vec())).unwrap_or_default();
     let mut text = "-----BEGIN CERTIFICATE-----\n".to_owned();

@@ -202,6 +202,7 @@ impl Conversation {
                     return Ok(());
                 }
             }
+            // Counting costs what is subscribed, and only what a sidecar says changes it.
             if !reported && Instant::now() >= report_at {
                 self.report(session, stream);
                 (reported, report_at) = (true, Instant::now() + REPORT_INTERVAL);
@@ -209,7 +210,6 @@ impl Conversation {
             let behind = pause.is_some() || !backlog.is_empty();
             let unanswered = session.unanswered();
             stream.report(|status| status.unanswered = unanswered);
-            // Counting costs what is subscribed, and only what a sidecar says changes it.
             tokio::select! {
                 request = self.requests.message(), if !behind => match request {
                     Ok(Some(request)) => {

@@ -8,10 +8,9 @@ use k8s_openapi::{
     api::core::v1::ResourceRequirements,
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta},
 };
-use regex::Regex;
 use tracing_subscriber::EnvFilter;
 
-use super::{INJECT, Refusal, Settings};
+use super::{INJECT, Refusal, Settings, settings::is_quantity};
 
 /// What every annotation of Heddle's begins with.
 const PREFIX: &str = "heddle.dev/";
@@ -98,10 +97,7 @@ impl Options {
     }
 
     fn resource(&mut self, is_limit: bool, resource: &str, value: &str) -> Result<(), String> {
-        // The API server's own pattern of quantities.
-        let quantity = Regex::new(r"^[0-9]+(\.[0-9]*)?([numkMGTPE]|[KMGTPE]i|[eE][-+]?[0-9]+)?$")
-            .map_err(|error| error.to_string())?;
-        if !quantity.is_match(value) {
+        if !is_quantity(value) {
             return Err(format!("{value:?} is not a quantity such as 100m or 256Mi"));
         }
         let resources = &mut self.resources;

@@ -1,9 +1,10 @@
 //! What every sidecar of an installation has in common.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::LazyLock};
 
 use heddle_api::{PROXY_UID, ports};
 use k8s_openapi::{api::core::v1::ResourceRequirements, apimachinery::pkg::api::resource::Quantity};
+use regex::Regex;
 
 /// The same for all pods; annotations change some of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,6 +61,38 @@ impl Default for Settings {
 #[must_use]
 pub fn control_plane(namespace: &str) -> String {
     format!("https://heddle-control-plane.{namespace}.svc:{}", ports::DISCOVERY)
+}
+
+/// Reads a container's `resources` from JSON. What no API server would take is refused here, where it is known whose
+/// mistake it is, and not at each pod.
+///
+/// # Errors
+/// With the field.
+pub fn resources(json: &str) -> Result<ResourceRequirements, String> {
+    let value: serde_json::Value = serde_json::from_str(json).map_err(|error| format!("no JSON: {error}"))?;
+    let fields = value.as_object().ok_or("no JSON object of requests and limits")?;
+    if let Some(other) = fields.keys().find(|key| !matches!(key.as_str(), "requests" | "limits")) {
+        return Err(format!("{other} is none of requests and limits"));
+    }
+    let read: ResourceRequirements = serde_json::from_value(value).map_err(|error| error.to_string())?;
+    for (side, all) in [("requests", &read.requests), ("limits", &read.limits)] {
+        for (name, quantity) in all.iter().flatten() {
+            if !is_quantity(&quantity.0) {
+                return Err(format!(
+                    "{side}.{name}: {:?} is not a quantity such as 100m or 256Mi",
+                    quantity.0
+                ));
+            }
+        }
+    }
+    Ok(read)
+}
+
+/// By the API server's own pattern; a resource is never negative.
+pub(super) fn is_quantity(text: &str) -> bool {
+    static PATTERN: LazyLock<Option<Regex>> =
+        LazyLock::new(|| Regex::new(r"^[0-9]+(\.[0-9]*)?([numkMGTPE]|[KMGTPE]i|[eE][-+]?[0-9]+)?$").ok());
+    PATTERN.as_ref().is_some_and(|pattern| pattern.is_match(text))
 }
 
 pub(super) fn quantities(all: &[(&str, &str)]) -> BTreeMap<String, Quantity> {

@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use heddle_control_plane::run::{self, Options, Running};
+use heddle_control_plane::{
+    cluster::{Cluster, webhook},
+    inject,
+    run::{self, Options, Running},
+};
 use serde_json::{Value, json};
 use tonic::Code;
 
@@ -12,6 +16,10 @@ use crate::{
 };
 
 pub(crate) async fn start(server: &Server, instance: &str) -> Running {
+    start_in(server.cluster(instance)).await
+}
+
+pub(crate) async fn start_in(cluster: Cluster) -> Running {
     let options = Options {
         state_dir: "/nowhere".into(),
         listen: ([127, 0, 0, 1], 0).into(),
@@ -19,7 +27,13 @@ pub(crate) async fn start(server: &Server, instance: &str) -> Running {
         certificate_lifetime: Duration::from_secs(3600),
         trust_domain: "cluster.local".to_owned(),
     };
-    run::start_in_cluster(options, server.cluster(instance)).await.unwrap()
+    let injection = webhook::Options {
+        listen: ([127, 0, 0, 1], 0).into(),
+        service: "heddle-injector".to_owned(),
+        grace: Duration::ZERO,
+        settings: inject::Settings::default(),
+    };
+    run::start_in_cluster(options, injection, cluster).await.unwrap()
 }
 
 /// A projected token of a pod, as its kubelet asks for it.

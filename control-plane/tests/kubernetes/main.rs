@@ -8,6 +8,8 @@ mod client;
 mod definitions;
 mod follow;
 mod identity;
+mod injection;
+#[allow(dead_code, reason = "the tests of the chart need the rest")]
 mod server;
 mod status;
 mod world {

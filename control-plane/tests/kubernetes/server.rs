@@ -23,6 +23,15 @@ use crate::world::PATIENCE;
 pub(crate) const SYSTEM: &str = "heddle-system";
 const TOKEN: &str = "only-on-loopback";
 
+/// What the control plane does as the chart's ServiceAccount is written down; nobody else's doings are.
+const AUDIT: &str = "apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+- {level: Metadata, users: ['system:serviceaccount:heddle-system:heddle-control-plane']}
+- {level: None}
+";
+
 /// An API server; ends with this.
 pub(crate) struct Server {
     /// None in a cluster of somebody else's.
@@ -89,6 +98,7 @@ impl Server {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
+        std::fs::write(dir.path().join("audit.yaml"), AUDIT).unwrap();
         let api = Self::api(&assets, &dir, ports);
         let mut config = Config::new(format!("https://127.0.0.1:{}", ports[2]).parse().unwrap());
         config.accept_invalid_certs = true;
@@ -113,6 +123,8 @@ impl Server {
             .arg("--service-cluster-ip-range=10.96.0.0/16")
             .arg("--authorization-mode=RBAC")
             .arg(format!("--token-auth-file={}", path("tokens.csv")))
+            .arg(format!("--audit-policy-file={}", path("audit.yaml")))
+            .arg(format!("--audit-log-path={}", path("audit.log")))
             .arg("--disable-admission-plugins=ServiceAccount")
             .stdout(Stdio::null())
             .stderr(log)
@@ -126,6 +138,11 @@ impl Server {
             self.client.request_text(request).await.ok().filter(|text| text == "ok")
         })
         .await;
+    }
+
+    /// Whether it runs on this machine, and so reaches this process.
+    pub(crate) fn is_own(&self) -> bool {
+        self.own.is_some()
     }
 
     /// Kills the API server, as a crash does. `None` in somebody else's cluster.
@@ -147,6 +164,48 @@ impl Server {
     pub(crate) fn cluster(&self, instance: &str) -> Cluster {
         let cluster = Cluster::of(self.config.clone()).unwrap();
         Cluster { namespace: SYSTEM.to_owned(), instance: instance.to_owned(), ..cluster }
+    }
+
+    /// The same as somebody else, by a token.
+    pub(crate) fn cluster_as(&self, instance: &str, token: String) -> Cluster {
+        let auth_info = AuthInfo { token: Some(token.into()), ..AuthInfo::default() };
+        let mut config = self.config.clone();
+        config.auth_info = auth_info;
+        let cluster = Cluster::of(config).unwrap();
+        Cluster { namespace: SYSTEM.to_owned(), instance: instance.to_owned(), ..cluster }
+    }
+
+    /// A kubeconfig of an API server of our own.
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
+        let own = self.own.as_ref().unwrap();
+        let path = own.dir.path().join("kubeconfig");
+        let text = format!(
+            "{{apiVersion: v1, kind: Config, current-context: own, contexts: [{{name: own, context: {{cluster: own, user: own}}}}], \
+             clusters: [{{name: own, cluster: {{server: 'https://127.0.0.1:{}', insecure-skip-tls-verify: true}}}}], \
+             users: [{{name: own, user: {{token: {TOKEN}}}}}]}}",
+            own.ports[2]
+        );
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// What the chart's ServiceAccount did so far, an entry for each request.
+    pub(crate) fn audited(&self) -> Vec<Value> {
+        let own = self.own.as_ref().unwrap();
+        let text = std::fs::read_to_string(own.dir.path().join("audit.log")).unwrap_or_default();
+        // The last line may be half written.
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// Whether the API server would take an object as it is spelt, to the last field.
+    pub(crate) async fn would_take(&self, object: &Value) -> Result<(), kube::Error> {
+        let (api, name) = self.api_of(object);
+        let params = PatchParams {
+            dry_run: true,
+            field_validation: Some(kube::api::ValidationDirective::Strict),
+            ..PatchParams::apply("test").force()
+        };
+        api.patch(&name, &params, &Patch::Apply(object)).await.map(drop)
     }
 
     /// Where an object of a manifest is, and its API.
@@ -180,6 +239,15 @@ impl Server {
             api.patch_status(&name, &PatchParams::default(), &Patch::Merge(&patch)).await.unwrap();
         }
         applied
+    }
+
+    /// As `kubectl replace`: what is not in the manifest is gone.
+    pub(crate) async fn replace(&self, manifest: &str) -> DynamicObject {
+        let value: Value = serde_norway::from_str(manifest).unwrap();
+        let (api, name) = self.api_of(&value);
+        let mut object: DynamicObject = serde_json::from_value(value).unwrap();
+        object.metadata.resource_version = api.get(&name).await.unwrap().metadata.resource_version;
+        api.replace(&name, &kube::api::PostParams::default(), &object).await.unwrap()
     }
 
     /// An object as it is now.

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::*;
-use crate::ca::Authority;
+use crate::ca::{Authority, CurrentAuthority};
 
 const NAME: &str = "heddle-injector.heddle-system.svc";
 
@@ -186,7 +186,7 @@ fn nonsense_gets_an_admission_review_that_says_so() {
 struct Served {
     address: std::net::SocketAddr,
     tls: Arc<WebhookTls>,
-    authority: Arc<Authority>,
+    authority: Arc<CurrentAuthority>,
     stop: CancellationToken,
     running: tokio::task::JoinHandle<()>,
     _directory: tempfile::TempDir,
@@ -198,7 +198,7 @@ impl Served {
         let now = SystemTime::now();
         let authority =
             Authority::open(directory.path(), "cluster.local", Duration::from_secs(3600), now).unwrap();
-        let authority = Arc::new(authority);
+        let authority = CurrentAuthority::new(authority);
         let names = WebhookTls::names_of("heddle-injector", "heddle-system");
         let (tls, _) = WebhookTls::new(Arc::clone(&authority), names, now).unwrap();
         let stop = CancellationToken::new();
@@ -213,7 +213,7 @@ impl Served {
     /// As an API server connects, with the roots for its `caBundle`.
     async fn connect(&self) -> TlsStream<TcpStream> {
         let mut roots = RootCertStore::empty();
-        for root in self.authority.roots() {
+        for root in self.authority.load().roots() {
             roots.add(root.clone()).unwrap();
         }
         let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))

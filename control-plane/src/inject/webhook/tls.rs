@@ -1,5 +1,6 @@
-//! The webhook's own certificate, made at start and replaced at two thirds of its life. The mesh's authority signs it: all
-//! replicas have the same root, so one `caBundle` is right for each of them, and a new certificate needs no new bundle.
+//! The webhook's own certificate, made at start, and replaced at two thirds of its life and when the authority is. The
+//! mesh's authority signs it: all replicas have the same root, so one `caBundle` is right for each of them, and a new
+//! certificate needs no new bundle.
 
 use std::{
     sync::Arc,
@@ -9,7 +10,10 @@ use std::{
 use arc_swap::ArcSwap;
 use rustls::{ServerConfig, crypto::aws_lc_rs};
 
-use crate::{ca::Authority, tls::TlsError};
+use crate::{
+    ca::{Authority, CurrentAuthority},
+    tls::TlsError,
+};
 
 /// After a failed rotation, until the next try.
 const RETRY: Duration = Duration::from_secs(5);
@@ -18,7 +22,7 @@ const STEP: Duration = Duration::from_secs(30);
 
 /// The configuration, replaced while connections use the former one.
 pub struct WebhookTls {
-    authority: Arc<Authority>,
+    authority: Arc<CurrentAuthority>,
     names: Vec<String>,
     config: ArcSwap<ServerConfig>,
 }
@@ -29,11 +33,11 @@ impl WebhookTls {
     /// # Errors
     /// When the authority cannot sign, or a name is none.
     pub fn new(
-        authority: Arc<Authority>,
+        authority: Arc<CurrentAuthority>,
         names: Vec<String>,
         now: SystemTime,
     ) -> Result<(Arc<Self>, SystemTime), TlsError> {
-        let (config, due) = configure(&authority, &names, now)?;
+        let (config, due) = configure(&authority.load(), &names, now)?;
         Ok((Arc::new(Self { authority, names, config: ArcSwap::new(config) }), due))
     }
 
@@ -49,16 +53,20 @@ impl WebhookTls {
         self.config.load_full()
     }
 
-    /// Replaces the certificate whenever it is due, for ever.
+    /// Replaces the certificate whenever it is due and when the authority is replaced, for ever.
     pub async fn rotate(self: Arc<Self>, mut due: SystemTime) {
+        let mut changes = self.authority.changes();
         loop {
             // By the wall clock, in steps: a machine that was suspended wakes to what is due.
             let left = due.duration_since(SystemTime::now()).unwrap_or_default();
             if !left.is_zero() {
-                tokio::time::sleep(left.min(STEP)).await;
-                continue;
+                // The sender is in `self`, so it does not go away.
+                let changed = tokio::time::timeout(left.min(STEP), changes.changed()).await;
+                if changed.is_err() {
+                    continue;
+                }
             }
-            match configure(&self.authority, &self.names, SystemTime::now()) {
+            match configure(&self.authority.load(), &self.names, SystemTime::now()) {
                 Ok((config, next)) => {
                     self.config.store(config);
                     due = next;

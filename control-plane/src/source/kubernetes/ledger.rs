@@ -1,8 +1,8 @@
-//! What the status writer needs of the objects that it writes to, as the API server last sent them. The compiler has
-//! no use for it, so it takes no part in what goes there.
+//! What the status writer and the webhook need of objects, as the API server last sent them. The compiler has no use for
+//! it, so it takes no part in what goes there.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -57,6 +57,17 @@ impl Seen {
     }
 }
 
+/// What is kept of one object.
+#[derive(Debug, Default)]
+pub(super) struct Entry {
+    /// What its status is to be written by; only of kinds that have one of ours.
+    pub seen: Option<Seen>,
+    /// Whether it puts its namespace into the mesh.
+    pub meshed: bool,
+    /// Of a Namespace, the labels that say which Pod Security Standard holds in it.
+    pub security: BTreeMap<String, String>,
+}
+
 /// All of them.
 #[derive(Debug, Default)]
 pub struct Ledger(Mutex<Inner>);
@@ -66,6 +77,8 @@ struct Inner {
     seen: HashMap<ObjectRef, Seen>,
     /// Namespaces labelled for injection, and Pods with a sidecar.
     meshed: BTreeSet<ObjectRef>,
+    /// By namespace; none has an empty one.
+    security: HashMap<String, BTreeMap<String, String>>,
 }
 
 impl Ledger {
@@ -84,8 +97,22 @@ impl Ledger {
         self.lock().meshed.iter().map(of).collect()
     }
 
-    pub(super) fn set(&self, reference: &ObjectRef, seen: Option<Seen>, meshed: bool) {
+    /// A namespace's labels of Pod Security Standards; none: it has none, or is not known.
+    #[must_use]
+    pub fn security(&self, namespace: &str) -> Option<BTreeMap<String, String>> {
+        self.lock().security.get(namespace).cloned()
+    }
+
+    pub(super) fn set(&self, reference: &ObjectRef, entry: Entry) {
+        let Entry { seen, meshed, security } = entry;
         let mut inner = self.lock();
+        if reference.kind == Kind::Namespace {
+            if security.is_empty() {
+                inner.security.remove(&reference.name);
+            } else {
+                inner.security.insert(reference.name.clone(), security);
+            }
+        }
         match seen {
             Some(seen) => inner.seen.insert(reference.clone(), seen),
             None => inner.seen.remove(reference),

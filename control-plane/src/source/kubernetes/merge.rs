@@ -5,7 +5,11 @@ use std::{
     sync::Arc,
 };
 
-use super::{ledger::Ledger, read::Item, watch::Notice};
+use super::{
+    ledger::{Entry, Ledger},
+    read::Item,
+    watch::Notice,
+};
 use crate::{
     diagnostics::{Diagnostic, FieldError, Severity},
     object::{Change, Kind, ObjectRef},
@@ -90,7 +94,7 @@ impl Merge {
         if old.is_some_and(|old| old == item.version) {
             return;
         }
-        self.ledger.set(&item.reference, item.seen, item.meshed);
+        self.ledger.set(&item.reference, item.entry);
         let change = match item.outcome {
             Ok(object) => {
                 self.broken.remove(&item.reference);
@@ -111,7 +115,7 @@ impl Merge {
 
     fn remove(&mut self, reference: ObjectRef) {
         self.broken.remove(&reference);
-        self.ledger.set(&reference, None, false);
+        self.ledger.set(&reference, Entry::default());
         self.changes.insert(reference.clone(), Change::Remove(reference));
     }
 

@@ -1,6 +1,8 @@
 //! What the API server sends, as objects of the mesh: trimmed to what is used, so that a cluster's worth of Pods costs
 //! kilobytes for each and not their whole manifests. Pure.
 
+use std::collections::BTreeMap;
+
 use gateway_api::experimental::{
     grpcroutes::GrpcRoute, httproutes::HttpRoute, referencegrants::ReferenceGrant, tcproutes::TcpRoute,
 };
@@ -19,7 +21,7 @@ use kube::core::DynamicObject;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::ledger::{Seen, written};
+use super::ledger::{Entry, Seen, written};
 use crate::{
     diagnostics::FieldError,
     object::{Kind, Object, ObjectRef},
@@ -37,10 +39,8 @@ pub(super) struct Item {
     pub version: String,
     /// Itself, or what is wrong and what to use instead: a policy that guards something does so even when it is broken.
     pub outcome: Result<Object, (FieldError, Option<Object>)>,
-    /// What its status is to be written by; only of kinds that have one of ours.
-    pub seen: Option<Seen>,
-    /// What it says of its namespace's being in the mesh.
-    pub meshed: bool,
+    /// What others than the compiler need of it.
+    pub entry: Entry,
 }
 
 /// Reads one.
@@ -53,7 +53,7 @@ pub(super) fn read(kind: Kind, object: DynamicObject) -> Item {
     };
     let version = metadata.resource_version.clone().unwrap_or_default();
     let seen = written(kind).then(|| Seen::take(&metadata, &mut data));
-    let meshed = is_meshed(kind, &metadata);
+    let entry = Entry { seen, meshed: is_meshed(kind, &metadata), security: security(kind, &metadata) };
     let metadata = trim(kind, metadata);
     let outcome = typed(kind, &metadata, &mut data).map_err(|error| {
         let instead = serde_norway::to_value(&data)
@@ -62,12 +62,12 @@ pub(super) fn read(kind: Kind, object: DynamicObject) -> Item {
             .map(|object| with_meta(object, metadata));
         (error, instead)
     });
-    Item { reference, version, outcome, seen, meshed }
+    Item { reference, version, outcome, entry }
 }
 
 /// A namespace that is labelled for injection, or a Pod that has a sidecar.
 fn is_meshed(kind: Kind, meta: &ObjectMeta) -> bool {
-    let says = |map: &Option<std::collections::BTreeMap<String, String>>, key: &str, value: &str| {
+    let says = |map: &Option<BTreeMap<String, String>>, key: &str, value: &str| {
         map.as_ref().and_then(|map| map.get(key)).is_some_and(|found| found == value)
     };
     match kind {
@@ -76,6 +76,15 @@ fn is_meshed(kind: Kind, meta: &ObjectMeta) -> bool {
         _ => false,
     }
 }
+
+/// Which Pod Security Standard a Namespace says that it has.
+fn security(kind: Kind, meta: &ObjectMeta) -> BTreeMap<String, String> {
+    let labels = meta.labels.iter().flatten().filter(|(key, _)| key.starts_with(SECURITY_LABELS));
+    labels.filter(|_| kind == Kind::Namespace).map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
+/// Beginning of the labels of Pod Security Standards.
+const SECURITY_LABELS: &str = "pod-security.kubernetes.io/";
 
 /// Label of a Namespace whose new pods get a sidecar; the value is `enabled`.
 const INJECT_LABEL: &str = "heddle.dev/inject";
@@ -213,7 +222,7 @@ mod tests {
                     {"type": "Ready", "status": "True"}, {"type": "PodScheduled", "status": "True"}]}
             }),
         );
-        assert!(read.meshed && read.seen.is_none());
+        assert!(read.entry.meshed && read.entry.seen.is_none());
         assert_eq!(read.version, "7");
         let Ok(Object::Pod(pod)) = read.outcome else { panic!("{read:?}") };
         let expected = json!({
@@ -242,7 +251,7 @@ mod tests {
         assert_eq!(error.field, "spec.action");
         assert_eq!(instead.spec.action, heddle_api::resources::AccessAction::Deny);
         assert!(instead.metadata.creation_timestamp.is_some(), "its age still decides");
-        assert_eq!(broken.seen.unwrap().generation, 3);
+        assert_eq!(broken.entry.seen.unwrap().generation, 3);
         assert!(policy(json!({"targetRefs": target, "action": "Allow"})).outcome.is_ok());
     }
 }
