@@ -81,7 +81,10 @@ async fn a_pod_gets_its_certificate_for_its_own_projected_token_and_for_no_other
     std::fs::write(&ca, &roots).unwrap();
 
     let own = token(&server, "web", Some(("web-0", &uids[0])), "heddle.dev").await;
-    let leaf = join(running.address, &ca, &own, "shop/web-0").await.unwrap();
+    // The roots are there as soon as the pod was read; a moment later it is compiled.
+    let leaf =
+        wait("the pod's certificate", async || join(running.address, &ca, &own, "shop/web-0").await.ok())
+            .await;
     assert!(connect(running.address, &ca, Some(&leaf)).await.is_ok());
     let renewed = leaf.renew(running.address, &ca).await;
     assert_eq!(
