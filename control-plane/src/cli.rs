@@ -37,7 +37,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serves sidecars.
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Prints a join token.
     Token(TokenArgs),
     /// Prints the custom resource definitions as YAML.
