@@ -36,7 +36,8 @@ pub fn wait(admin: &str, connect: &[String], timeout: Duration) -> anyhow::Resul
 
 fn ask(admin: &str, connect: &[String]) -> anyhow::Result<()> {
     let mut stream = open(admin)?;
-    write!(stream, "GET /ready HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n")?;
+    let question = format!("GET /ready HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n");
+    stream.write_all(question.as_bytes())?;
     let mut answer = String::new();
     let read = stream.take(LONGEST).read_to_string(&mut answer);
     read.with_context(|| format!("{admin} did not answer"))?;
@@ -77,8 +78,13 @@ mod tests {
         std::thread::spawn(move || {
             for answer in answers {
                 let (mut stream, _) = listener.accept().unwrap();
-                let mut question = [0; 1024];
-                let _read = stream.read(&mut question).unwrap();
+                // All of it: what is left unread would turn the answer's end into a reset.
+                let mut question = Vec::new();
+                while !question.ends_with(b"\r\n\r\n") {
+                    let mut byte = [0];
+                    stream.read_exact(&mut byte).unwrap();
+                    question.extend(byte);
+                }
                 stream.write_all(answer.as_bytes()).unwrap();
             }
         });
