@@ -29,4 +29,5 @@ pub mod route;
 pub mod run;
 pub mod store;
 pub mod threads;
+pub mod warm;
 pub mod worker;

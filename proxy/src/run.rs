@@ -12,7 +12,8 @@ use anyhow::Context;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
-    time::{Instant, sleep},
+    sync::watch,
+    time::{Instant, sleep, timeout},
 };
 
 use crate::{
@@ -26,6 +27,7 @@ use crate::{
     redirect::check::{self, Instance},
     store::Store,
     threads::{Shared, Workers},
+    warm,
     worker::{Drain, DrainTrigger, Settings},
 };
 
@@ -87,17 +89,30 @@ pub async fn run(args: RunArgs, logs: Logs) -> anyhow::Result<ExitCode> {
         tokio::spawn(admin::serve(listener, surface, Arc::clone(&admin)));
     }
     let serving = readiness.part("workers", "they are being started");
+    let warming = readiness.part("warm", "connecting to what other pods of the workload talk to");
+    let (warmed, mut warm_workers) = watch::channel(0);
     let (ready_store, ready_identity) = (Arc::clone(&store), Arc::clone(&identity));
     tokio::spawn(async move {
         ready_identity.ready().await;
         inbound_known(&ready_store).await;
+        // Ready either way: it is for the sake of speed alone.
+        let _ = timeout(warm::LIMIT, warm_workers.wait_for(|&done| done >= workers)).await;
+        warming.ready();
         tracing::info!("ready");
     });
 
     let (trigger, drain) = Drain::new();
     let trigger = Arc::new(trigger);
     tokio::spawn(drain_when_terminating(Arc::clone(&store), Arc::clone(&trigger)));
-    let shared = Shared { store, identity, metrics, access_log: logs.access.clone(), settings, drain };
+    let shared = Shared {
+        store,
+        identity,
+        metrics,
+        access_log: logs.access.clone(),
+        settings,
+        drain,
+        warmed: Arc::new(warmed),
+    };
     let workers = Workers::start(workers, &shared, sockets)?;
     serving.ready();
     tracing::info!(

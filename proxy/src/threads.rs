@@ -12,7 +12,7 @@ use std::{
 use anyhow::Context;
 use tokio::{
     runtime::{Builder, LocalOptions},
-    sync::mpsc,
+    sync::{mpsc, watch},
 };
 
 use crate::{
@@ -25,6 +25,7 @@ use crate::{
     outbound,
     plain::{PlainPool, parking::Lot},
     store::Store,
+    warm::warm,
     worker::{Drain, Settings, Worker},
 };
 
@@ -46,6 +47,8 @@ pub struct Shared {
     pub settings: Arc<Settings>,
     /// Whether the sidecar is leaving.
     pub drain: Drain,
+    /// Counts the workers that have connected to what is expected.
+    pub warmed: Arc<watch::Sender<usize>>,
 }
 
 /// How the acceptor reaches one worker.
@@ -173,6 +176,11 @@ async fn work(
             }
         });
     }
+    let (warming, warmed) = (Rc::clone(&worker), shared.warmed);
+    tokio::task::spawn_local(async move {
+        warm(&warming).await;
+        warmed.send_modify(|workers| *workers += 1);
+    });
     // The senders that the acceptor holds keep the queue open.
     drop(handoffs);
     while let Some(accepted) = incoming.recv().await {

@@ -19,4 +19,5 @@ mod redirected;
 mod routes;
 mod shop;
 mod tcp;
+mod warm_start;
 mod weights;

@@ -34,6 +34,7 @@ use heddle_api::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
+pub use self::selection::Labels;
 use self::{
     facts::{PodEntry, ServiceEntry, SliceEntry},
     selection::Selection,
@@ -114,6 +115,8 @@ pub struct Compiled<T> {
 pub struct PodFacts {
     /// `spec.serviceAccountName`, or `default`.
     pub service_account: String,
+    /// `metadata.labels`.
+    pub labels: Arc<Labels>,
     /// Annotated as having a sidecar.
     pub meshed: bool,
     /// Its addresses, the primary one first.
@@ -207,6 +210,7 @@ impl Mesh {
         let entry = self.pods.get(&Name::new(&pod.namespace, &pod.name))?;
         Some(PodFacts {
             service_account: entry.service_account.clone(),
+            labels: Arc::clone(&entry.labels),
             meshed: entry.meshed,
             ips: entry.ips.to_vec(),
             uid: entry.uid.clone(),

@@ -13,7 +13,7 @@ use std::{
 use crate::{few::Few, object::Name};
 
 /// What a pod is labelled with.
-pub(super) type Labels = BTreeMap<String, String>;
+pub type Labels = BTreeMap<String, String>;
 
 /// A label within a namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

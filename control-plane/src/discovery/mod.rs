@@ -5,8 +5,15 @@
 mod backlog;
 mod pace;
 pub mod session;
+mod siblings;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use heddle_api::v1::{self, discovery_server::Discovery};
 use tokio::{sync::mpsc, time::Instant};
@@ -18,6 +25,7 @@ use self::{
     backlog::{Backlog, SLICE},
     pace::Paces,
     session::{Misuse, Session, View},
+    siblings::{Siblings, Workload},
 };
 use crate::{
     hub::{
@@ -41,6 +49,7 @@ pub struct DiscoveryService {
     hub: Arc<Hub>,
     metrics: Arc<Metrics>,
     paces: Arc<Paces>,
+    siblings: Arc<Siblings>,
     stop: CancellationToken,
 }
 
@@ -48,7 +57,7 @@ impl DiscoveryService {
     /// Answers from `hub` until `stop`.
     #[must_use]
     pub fn new(hub: Arc<Hub>, metrics: Arc<Metrics>, stop: CancellationToken) -> Self {
-        Self { hub, metrics, paces: Arc::default(), stop }
+        Self { hub, metrics, paces: Arc::default(), siblings: Arc::default(), stop }
     }
 }
 
@@ -68,6 +77,7 @@ impl Discovery for DiscoveryService {
             hub: Arc::clone(&self.hub),
             metrics: Arc::clone(&self.metrics),
             paces: Arc::clone(&self.paces),
+            siblings: Arc::clone(&self.siblings),
             slowed: false,
             stop: self.stop.clone(),
             peer,
@@ -89,6 +99,7 @@ struct Conversation {
     hub: Arc<Hub>,
     metrics: Arc<Metrics>,
     paces: Arc<Paces>,
+    siblings: Arc<Siblings>,
     /// It had to wait at least once.
     slowed: bool,
     stop: CancellationToken,
@@ -122,8 +133,9 @@ impl Conversation {
             () = self.stop.cancelled() => return Err(stopping()),
         }
         // The name is another's by now: what this caller proved is not what runs under it.
-        let account = self.hub.pod(&self.peer.pod).map(|pod| pod.service_account);
-        if let Some(account) = account.filter(|account| account != self.peer.id.service_account()) {
+        let facts = self.hub.pod(&self.peer.pod);
+        let account = facts.as_ref().map(|pod| &pod.service_account);
+        if let Some(account) = account.filter(|account| *account != self.peer.id.service_account()) {
             self.metrics.refused(Refused::ForeignPod);
             return Err(Status::permission_denied(format!(
                 "Pod {} has serviceAccountName {account:?}, but the certificate is of {}",
@@ -138,13 +150,27 @@ impl Conversation {
             std::time::SystemTime::now(),
         );
         tracing::info!(pod = %self.peer.pod, address = %self.caller.address, held = hello.held.len(), "sidecar connected");
-        let view = HubView { hub: Arc::clone(&self.hub), stream: stream.id };
+        let workload = facts.map(|facts| Workload::of(&self.peer.id, &facts.labels));
+        // A sidecar that holds something knows better.
+        let hints = match &workload {
+            Some(workload) if hello.held.is_empty() => self.siblings.expected(workload, Instant::now()),
+            _ => Vec::new(),
+        };
+        let ending = Arc::new(AtomicBool::new(false));
+        let view = HubView {
+            hub: Arc::clone(&self.hub),
+            stream: stream.id,
+            following: workload.map(|workload| (Arc::clone(&self.siblings), workload)),
+            ending: Arc::clone(&ending),
+        };
         let mut session = Session::new(self.peer.pod.clone(), view);
         let outcome = match self.greet(&mut session, &stream, hello.held).await {
-            Ok(Some(())) => self.converse(&mut session, &stream, first).await,
+            Ok(Some(())) => self.converse(&mut session, &stream, first, hints).await,
             Ok(None) => Ok(()),
             Err(status) => Err(status),
         };
+        // What the session gives up from here on is not for disuse.
+        ending.store(true, Ordering::Relaxed);
         self.hub.streams().disconnect(stream.id);
         match &outcome {
             Ok(()) => tracing::info!(pod = %self.peer.pod, "sidecar disconnected"),
@@ -183,13 +209,15 @@ impl Conversation {
         session: &mut Session<HubView>,
         stream: &Stream,
         first: v1::DiscoveryRequest,
+        mut hints: Vec<String>,
     ) -> Result<(), Status> {
         let (mut backlog, mut pause) = self.take_in(session, first)?;
         let mut sent_at = Instant::now();
         let (mut reported, mut report_at) = (false, sent_at);
         loop {
             session.mark(stream.take_dirty());
-            if let Some(response) = session.respond() {
+            if let Some(mut response) = session.respond() {
+                response.expected = std::mem::take(&mut hints);
                 self.count(&response);
                 sent_at = Instant::now();
                 // There is room, since no other response is unanswered; but a sidecar may answer what it has not read.
@@ -352,15 +380,25 @@ fn stopping() -> Status {
 struct HubView {
     hub: Arc<Hub>,
     stream: StreamId,
+    /// Whose followers the stream is one of, where its pod is known.
+    following: Option<(Arc<Siblings>, Workload)>,
+    /// The stream has ended, so that its subscriptions do too.
+    ending: Arc<AtomicBool>,
 }
 
 impl View for HubView {
     fn subscribe(&self, key: &Key) {
         self.hub.subscribe(self.stream, key);
+        if let (Key::Destination { name, .. }, Some((siblings, workload))) = (key, &self.following) {
+            siblings.follows(workload, name, Instant::now());
+        }
     }
 
     fn unsubscribe(&self, key: &Key) {
         self.hub.unsubscribe(self.stream, key);
+        if let (Key::Destination { name, .. }, Some((siblings, workload))) = (key, &self.following) {
+            siblings.left(workload, name, !self.ending.load(Ordering::Relaxed), Instant::now());
+        }
     }
 
     fn current(&self, key: &Key) -> Option<Arc<Rendered>> {

@@ -171,3 +171,26 @@ async fn nothing_is_called_absent_before_everything_was_read() {
     assert_eq!(stream.next().await.unwrap().absent, [reviews()]);
     running.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_pod_hears_what_its_siblings_follow_and_nobody_else_does() {
+    let world = World::shop();
+    world.write("web-1.yaml", &pod("web-1", "web", "127.0.1.3"));
+    let running = world.start().await;
+    let (_leaf, first) = channel(&world, &running, "web", "shop/web-0").await;
+    let (_leaf, second) = channel(&world, &running, "web", "shop/web-1").await;
+    let (_leaf, other) = channel(&world, &running, "reviews", "shop/reviews-0").await;
+    let trust = || vec![name(ResourceType::TrustBundle, "cluster.local")];
+
+    let mut stream = Stream::open(first, "shop/web-0", vec![], vec![reviews()]).await.unwrap();
+    assert_eq!(stream.accept().await.expected, [""; 0], "there was nobody before it");
+    let mut sibling = Stream::open(second.clone(), "shop/web-1", vec![], trust()).await.unwrap();
+    let told = sibling.accept().await;
+    assert_eq!(told.expected, ["reviews:9080"]);
+    drop(sibling);
+    let mut again = Stream::open(second, "shop/web-1", held(&told), vec![reviews()]).await.unwrap();
+    assert_eq!(again.accept().await.expected, [""; 0], "it held something");
+    let mut stranger = Stream::open(other, "shop/reviews-0", vec![], trust()).await.unwrap();
+    assert_eq!(stranger.accept().await.expected, [""; 0], "it is of another workload");
+    running.stop().await;
+}

@@ -109,6 +109,14 @@ impl Pool {
         Ok(CarrierBody::of_response(response, slot, pump).map(|body| body.after(opened.elapsed())))
     }
 
+    /// Sees to it that there is a connection to the peer, ahead of the first request.
+    ///
+    /// # Errors
+    /// What [`SendError`] says; `connect_timeout` bounds the wait.
+    pub async fn warm(self: &Rc<Self>, peer: &Peer, connect_timeout: Duration) -> Result<(), SendError> {
+        self.slot(peer, connect_timeout).await.map(Slot::end)
+    }
+
     /// Opens a tunnel to the application's port that the peer's server name says.
     ///
     /// # Errors

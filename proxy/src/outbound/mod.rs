@@ -21,6 +21,7 @@ mod tunnel;
 mod websocket;
 
 pub use mirror::InFlight as Mirrors;
+pub use send::peer;
 pub use series::SeriesCache;
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};

@@ -29,6 +29,8 @@ use crate::{
 /// Ticks for which a destination waits for endpoints: after that the stream is given up, since server and sidecar do
 /// not agree on what was sent.
 const GIVE_UP: u32 = 10;
+/// Names that the server may hint at.
+const EXPECTED: usize = 256;
 /// Ticks between two sweeps.
 const SWEEP: u32 = 30;
 
@@ -191,6 +193,14 @@ impl Held {
         for name in response.absent {
             self.absent(&name);
         }
+        // Said once, in the first response of all: later streams begin with what is held.
+        self.shared.expected.send_if_modified(|expected| {
+            let first = expected.is_none();
+            expected.get_or_insert_with(|| {
+                response.expected.iter().take(EXPECTED).map(|name| (**name).into()).collect()
+            });
+            first
+        });
         self.settle();
         self.backends.forget_unnamed();
         self.outgoing.answer(response.nonce, refused);

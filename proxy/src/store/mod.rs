@@ -64,6 +64,7 @@ struct Shared {
     names: ArcSwap<Map>,
     inbound: ArcSwapOption<Inbound>,
     inbound_changed: watch::Sender<()>,
+    expected: watch::Sender<Option<Arc<[Arc<str>]>>>,
     status: ArcSwap<Status>,
     unanswered: AtomicU64,
 }
@@ -81,6 +82,7 @@ impl Shared {
             names: ArcSwap::from_pointee(Map::default()),
             inbound: ArcSwapOption::empty(),
             inbound_changed: watch::Sender::new(()),
+            expected: watch::Sender::new(None),
             status: ArcSwap::from_pointee(Status::default()),
             unanswered: AtomicU64::new(0),
         }
@@ -160,6 +162,16 @@ impl Store {
                 // The store is gone, and with it every change.
                 std::future::pending::<()>().await;
             }
+        }
+    }
+
+    /// Names that other pods of the workload ask for. Waits for the control plane's first word.
+    pub async fn expected(&self) -> Arc<[Arc<str>]> {
+        let mut told = self.shared.expected.subscribe();
+        match told.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(names)) => Arc::clone(names),
+            // The store is gone, and with it who would tell.
+            _ => Arc::default(),
         }
     }
 

@@ -35,11 +35,11 @@ struct Cli {
     peers: Vec<Peer>,
 
     /// How long one measurement of the data plane takes.
-    #[arg(long, global = true, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=600))]
+    #[arg(long, global = true, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=600))]
     seconds: u64,
 
     /// How often each measurement of the data plane is done; tables have medians.
-    #[arg(long, global = true, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100))]
+    #[arg(long, global = true, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
     rounds: u16,
 
     /// One round of a second each, and tiny clusters: whether it works, not how fast.
@@ -121,8 +121,8 @@ fn data_plane(cli: &Cli) -> anyhow::Result<()> {
     };
     // Children end with the thread that started them, so it is this one.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let report = runtime.block_on(data_plane::run(&plan))?;
-    report.write(&cli.out.clone().unwrap_or_else(results))?;
+    let out = cli.out.clone().unwrap_or_else(results);
+    let report = runtime.block_on(data_plane::run(&plan, |report| report.write(&out)))?;
     print!("{}", if cli.markdown { table::markdown(&report) } else { table::plain(&report) });
     Ok(())
 }

@@ -71,7 +71,7 @@ pub(super) fn trust(version: &str, roots: &[&[u8]]) -> Resource {
 }
 
 pub(super) fn response(nonce: u64, changed: Vec<Resource>, absent: Vec<ResourceName>) -> DiscoveryResponse {
-    DiscoveryResponse { nonce, changed, absent }
+    DiscoveryResponse { nonce, changed, absent, ..DiscoveryResponse::default() }
 }
 
 /// The addresses of the default backend, or what the slot says instead.

@@ -55,12 +55,12 @@ impl Plan {
     }
 }
 
-/// Runs it.
+/// Runs it. `keep` is given the report after each workload, so that a run that is broken off leaves what it has.
 ///
 /// # Errors
-/// When the applications or Heddle's control plane cannot be started, or no workload has a wanted name. A peer that
-/// cannot be started or breaks under load is left out, and the report says why.
-pub async fn run(plan: &Plan) -> anyhow::Result<Report> {
+/// When the applications or Heddle's control plane cannot be started, or no workload has a wanted name, or what `keep`
+/// says. A peer that cannot be started or breaks under load is left out, and the report says why.
+pub async fn run(plan: &Plan, keep: impl Fn(&Report) -> anyhow::Result<()>) -> anyhow::Result<Report> {
     let all = workload::all();
     let names: Vec<_> = all.iter().map(|workload| workload.name.clone()).collect();
     for name in &plan.only {
@@ -76,14 +76,18 @@ pub async fn run(plan: &Plan) -> anyhow::Result<Report> {
         let (fresh, loaded): (Vec<_>, Vec<_>) =
             workloads.into_iter().partition(|workload| workload.work.is_fresh());
         // Before the others, since one address has one inbound sidecar of Heddle's at a time.
-        let mut results: Vec<_> =
-            fresh.into_iter().map(|workload| fresh_pairs(plan, &mut field, workload)).collect();
-        if !loaded.is_empty() {
-            let (pairs, missing) = start(plan, &mut field);
-            let with = |workload| running_pairs(plan, &field, &pairs, workload, missing.clone());
-            results.splice(0..0, loaded.into_iter().map(with));
+        for workload in fresh {
+            report.add(fresh_pairs(plan, &mut field, workload));
+            keep(&report)?;
         }
-        report.workloads.extend(results);
+        if loaded.is_empty() {
+            continue;
+        }
+        let (pairs, missing) = start(plan, &mut field);
+        for workload in loaded {
+            report.add(running_pairs(plan, &field, &pairs, workload, missing.clone()));
+            keep(&report)?;
+        }
     }
     Ok(report)
 }

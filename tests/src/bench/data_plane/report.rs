@@ -14,7 +14,7 @@ use super::{
     figure::{Figure, Rounds},
     peers::Peer,
     plot, table, target,
-    workload::Workload,
+    workload::{self, Workload},
 };
 
 /// What a run found.
@@ -34,6 +34,14 @@ impl Report {
     pub(super) fn new(plan: &Plan, began: SystemTime) -> Self {
         let began = began.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         Self { began, length: plan.length, peers: plan.peers.clone(), workloads: Vec::new() }
+    }
+
+    /// Adds what one workload showed, at its place in the order of [`workload::all`].
+    pub(super) fn add(&mut self, result: (Workload, Rounds)) {
+        let order: Vec<_> = workload::all().into_iter().map(|workload| workload.name).collect();
+        let place = |workload: &Workload| order.iter().position(|name| *name == workload.name);
+        let at = self.workloads.partition_point(|(present, _)| place(present) < place(&result.0));
+        self.workloads.insert(at, result);
     }
 
     /// Writes `data-plane.json`, `data-plane.md` and the plots.

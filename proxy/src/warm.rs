@@ -1,0 +1,157 @@
+//! A warm start: what other pods of the workload talk to is asked for, and connected to, before the sidecar says that it
+//! is ready. The application's first request then waits for neither discovery nor a handshake.
+//!
+//! Which names those are is the control plane's to say (`DiscoveryResponse.expected`), and only a hint: nothing here can
+//! fail, everything is bounded by number and by [`LIMIT`]. What nobody uses is let go as anything else that nobody uses.
+
+use std::{rc::Rc, sync::Arc, time::Duration};
+
+use heddle_api::carrier::Form;
+use tokio::{
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+
+use crate::{
+    config::{AppProtocol, Backend, Destination, Endpoint, EndpointSet},
+    outbound::peer,
+    reason::Reason,
+    store::Lookup,
+    worker::Worker,
+};
+
+/// What a sidecar with everything else in place waits at most before it says that it is ready.
+pub const LIMIT: Duration = Duration::from_millis(500);
+/// Names that are warmed.
+const NAMES: usize = 32;
+/// Endpoints of a backend that each worker connects to. Where there are more, the first request may meet a cold one.
+const ENDPOINTS: usize = 4;
+/// Connections of a worker.
+const CONNECTIONS: usize = 64;
+/// A peer that starts at the same time may not listen yet.
+const AGAIN: Duration = Duration::from_millis(20);
+
+/// Asks for what is expected and connects to it. Returns when all is done or [`LIMIT`] has passed; dials that are under
+/// way then end by themselves.
+pub async fn warm(worker: &Rc<Worker>) {
+    let names = worker.store.expected().await;
+    let all = async {
+        let mut lookups = JoinSet::new();
+        for name in names.iter().take(NAMES) {
+            let (worker, name) = (Rc::clone(worker), Arc::clone(name));
+            lookups.spawn_local(async move { worker.store.lookup(&name).await });
+        }
+        let (mut dials, mut room) = (JoinSet::new(), CONNECTIONS);
+        while let Some(found) = lookups.join_next().await {
+            let Ok(Ok(slot)) = found else { continue };
+            let Lookup::Mesh(destination) = slot.load() else { continue };
+            for (backend, endpoint) in targets(&destination, room) {
+                room -= 1;
+                dials.spawn_local(connect(Rc::clone(worker), backend, endpoint));
+            }
+        }
+        while dials.join_next().await.is_some() {}
+    };
+    if timeout(LIMIT, all).await.is_err() {
+        tracing::debug!(names = names.len(), "not all that was expected could be connected to in time");
+    }
+}
+
+/// Where requests for a destination may go: some endpoints of each of its backends.
+fn targets(destination: &Destination, room: usize) -> Vec<(Arc<Backend>, Arc<Endpoint>)> {
+    let routed = destination.rules.iter().map(|rule| &rule.split).chain(&destination.tcp);
+    let routed = routed.flat_map(|split| &split.entries).filter(|entry| entry.weight > 0);
+    let mut backends: Vec<_> = routed.filter_map(|entry| entry.backend.as_ref()).collect();
+    if backends.is_empty() {
+        backends.extend(&destination.default);
+    }
+    backends.sort_by(|a, b| a.key.cmp(&b.key));
+    backends.dedup_by(|a, b| a.key == b.key);
+    let mut targets = Vec::new();
+    for backend in backends {
+        let set: &EndpointSet = &backend.state.endpoints.load();
+        let mut drawn = Vec::new();
+        if set.candidates.len() <= ENDPOINTS {
+            drawn.extend(0..set.candidates.len());
+        } else {
+            drawn.extend((0..ENDPOINTS).filter_map(|_| set.wheel.random()));
+            drawn.sort_unstable();
+            drawn.dedup();
+        }
+        targets.extend(drawn.into_iter().map(|at| (backend.clone(), set.candidates[at].clone())));
+    }
+    targets.truncate(room);
+    targets
+}
+
+/// Connects to an endpoint's sidecar. An endpoint without one has no handshake to save.
+async fn connect(worker: Rc<Worker>, backend: Arc<Backend>, endpoint: Arc<Endpoint>) {
+    let form = match backend.protocol {
+        AppProtocol::Opaque => Form::Tcp,
+        AppProtocol::Http2 => Form::Http2,
+        AppProtocol::Http1 | AppProtocol::Http | AppProtocol::Detect => Form::Http1,
+    };
+    let Ok(Some(peer)) = peer(&worker, &endpoint, form) else { return };
+    while let Err(error) = worker.carrier.warm(&peer, backend.policy.connect_timeout).await {
+        tracing::debug!(address = %peer.address, error = error.source, "not connected ahead of the first request");
+        if error.reason != Reason::ConnectFailed {
+            return;
+        }
+        sleep(AGAIN).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use heddle_api::v1;
+
+    use super::*;
+    use crate::config::{BackendState, convert};
+
+    fn weighted(backend: &str, weight: u32) -> v1::WeightedBackend {
+        v1::WeightedBackend { backend: backend.to_owned(), weight, filters: vec![] }
+    }
+
+    fn endpoint(n: usize) -> v1::Endpoint {
+        v1::Endpoint { address: format!("10.0.0.{n}"), port: 80, ..v1::Endpoint::default() }
+    }
+
+    /// Of three backends with so many endpoints each; the rule sends everything to the first two, and nothing to the
+    /// third by its weight.
+    fn destination(endpoints: usize) -> Destination {
+        let backend = |key: &str| v1::Backend { key: key.to_owned(), ..v1::Backend::default() };
+        let message = v1::Destination {
+            service: "shop/a:80".to_owned(),
+            http_routes: vec![v1::HttpRoute::default()],
+            http_rules: vec![v1::HttpRule {
+                backends: vec![weighted("shop/a:80", 1), weighted("shop/b:80", 1), weighted("shop/c:80", 0)],
+                ..v1::HttpRule::default()
+            }],
+            backends: vec![backend("shop/a:80"), backend("shop/b:80"), backend("shop/c:80")],
+            default_backend: "shop/a:80".to_owned(),
+            ..v1::Destination::default()
+        };
+        let mut state = |_: &str| {
+            let state = BackendState::default();
+            let message = v1::Endpoints { endpoints: (1..=endpoints).map(endpoint).collect() };
+            state.endpoints.store(Arc::new(convert::endpoints(&message, &EndpointSet::default()).unwrap()));
+            Arc::new(state)
+        };
+        convert::destination(&message, &mut state).unwrap()
+    }
+
+    #[test]
+    fn every_backend_that_gets_requests_is_warmed_and_no_other() {
+        let targets = targets(&destination(2), CONNECTIONS);
+        let mut keys: Vec<_> = targets.iter().map(|(backend, _)| &*backend.key).collect();
+        keys.dedup();
+        assert_eq!((keys, targets.len()), (vec!["shop/a:80", "shop/b:80"], 4));
+    }
+
+    #[test]
+    fn of_a_backend_with_many_endpoints_some_are_warmed() {
+        let warmed = targets(&destination(100), CONNECTIONS).len();
+        assert!((1..=2 * ENDPOINTS).contains(&warmed), "{warmed}");
+        assert_eq!(targets(&destination(100), 1).len(), 1);
+    }
+}
