@@ -13,7 +13,7 @@ use heddle_api::{
 use super::{
     Mesh,
     apply::{policy_name, services_of},
-    facts::Target,
+    facts::{ServicePort, Target},
     protocol::declared,
     route::{Unresolved, backend_refs, holds_at, no_port, parent_is, parent_name, parents, seniority},
 };
@@ -201,16 +201,19 @@ impl Mesh {
                         .because(Reason::NoMatchingParent),
                 );
             }
+            // A parent without port means every port, and those of a Service that are not HTTP are then not meant: nothing is
+            // wrong unless they are all that there is.
+            let opaque = |port: &ServicePort| declared(port) == Some(AppProtocol::Opaque);
+            let some_http = ports.iter().any(|port| !opaque(port));
             for port in ports {
-                let (opaque, tcp) =
-                    (declared(port) == Some(AppProtocol::Opaque), route.object.kind == Kind::TcpRoute);
-                if opaque && !tcp {
+                let tcp = route.object.kind == Kind::TcpRoute;
+                if opaque(port) && !tcp && !some_http {
                     errors.push(FieldError::error(
                         field("name"),
                         format!("port {} of Service {name} declares that it is not HTTP: the route has no effect on it", port.number),
                     )
                     .because(Reason::UnsupportedValue));
-                } else if tcp && !opaque && declared(port).is_some() {
+                } else if tcp && !opaque(port) && declared(port).is_some() {
                     errors.push(FieldError::warning(
                         field("name"),
                         format!("port {} of Service {name} declares HTTP: the route has an effect on other connections only", port.number),

@@ -272,3 +272,27 @@ fn a_pod_without_a_zone_of_its_own_has_its_nodes() {
     mesh.apply(removals(&node("b")));
     assert_eq!(zone(&mesh), "");
 }
+
+#[test]
+fn a_route_for_a_whole_service_minds_ports_of_other_protocols_only_where_there_are_no_others() {
+    let service = |ports: &str| {
+        format!(
+            "{{apiVersion: v1, kind: Service, metadata: {{name: mixed, namespace: shop}}, spec: {{ports: [{ports}]}}}}"
+        )
+    };
+    let parent = |port: &str| format!("{{group: '', kind: Service, name: mixed{port}}}");
+    let of = |ports: &str, port: &str| {
+        let text = format!("{}\n---\n{}", service(ports), route(&parent(port), "{name: mixed, port: 443}"));
+        problems(&mesh(&text))
+    };
+    const SECURE: &str = "{name: https, port: 443}, {name: tcp, port: 9090}";
+    let complaint = |port: u16| {
+        format!(
+            "HTTPRoute shop/r: spec.parentRefs[0].name: port {port} of Service shop/mixed declares that it is not HTTP: the route has no effect on it"
+        )
+    };
+    assert!(of(&format!("{{name: http, port: 80}}, {SECURE}"), "").is_empty());
+    assert!(of(&format!("{{name: undeclared, port: 80}}, {SECURE}"), "").is_empty());
+    assert_eq!(of(SECURE, ""), [complaint(443), complaint(9090)]);
+    assert_eq!(of(&format!("{{name: http, port: 80}}, {SECURE}"), ", port: 443"), [complaint(443)]);
+}
