@@ -6,11 +6,13 @@
 //! lives as long as the process that holds it, so that nothing stays behind, however a test ends. The machine's own
 //! network is not touched.
 
+mod family;
+
 use std::{
     fs::{File, Permissions},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     os::{fd::AsFd, unix::fs::PermissionsExt},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Output},
     sync::Arc,
 };
@@ -19,6 +21,7 @@ use anyhow::{Context, ensure};
 use heddle_api::ports;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+pub use self::family::Family;
 use crate::{
     World, binaries,
     block::Block,
@@ -51,49 +54,6 @@ pub fn missing() -> Option<String> {
     match allowed {
         Ok(output) if output.status.success() => None,
         _ => Some("a kernel that lets root make network namespaces with nft".to_owned()),
-    }
-}
-
-/// The family of a wire's addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Family {
-    /// 10.77.0.0/24, Services in 10.96.0.0/24.
-    V4,
-    /// fd77::/64, Services in fd96::/64.
-    V6,
-}
-
-impl Family {
-    /// An address on the wire.
-    #[must_use]
-    pub fn host(self, host: u8) -> IpAddr {
-        match self {
-            Self::V4 => Ipv4Addr::new(10, 77, 0, host).into(),
-            Self::V6 => Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, host.into()).into(),
-        }
-    }
-
-    /// An address that only Services have: nobody is there.
-    #[must_use]
-    pub fn service(self, host: u8) -> IpAddr {
-        match self {
-            Self::V4 => Ipv4Addr::new(10, 96, 0, host).into(),
-            Self::V6 => Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, host.into()).into(),
-        }
-    }
-
-    fn prefix(self) -> u8 {
-        match self {
-            Self::V4 => 24,
-            Self::V6 => 64,
-        }
-    }
-
-    fn flag(self) -> &'static str {
-        match self {
-            Self::V4 => "-4",
-            Self::V6 => "-6",
-        }
     }
 }
 
@@ -225,6 +185,15 @@ pub enum Flags<'a> {
     Injected(&'a [String]),
 }
 
+/// What a sidecar proves itself by, and knows the control plane by.
+#[derive(Clone, Debug)]
+pub struct Credentials {
+    /// The mesh's roots, in PEM.
+    pub ca: PathBuf,
+    /// The pod's token.
+    pub token: PathBuf,
+}
+
 /// The node's side: a bridge in a namespace of its own, and the control plane on it.
 #[derive(Debug)]
 pub struct Wire {
@@ -233,15 +202,29 @@ pub struct Wire {
     /// Where the bridge is; whoever calls from here has no sidecar.
     pub outside: Namespace,
     family: Family,
-    _control_plane: Process,
+    _control_plane: Option<Process>,
 }
 
 impl Wire {
-    /// A bridge with the wire's first address, and a control plane that is ready.
+    /// A bridge with the wire's first address, and a control plane that is ready and follows the world's manifests.
     ///
     /// # Errors
     /// When a program that this needs fails.
     pub async fn new(family: Family) -> anyhow::Result<Self> {
+        let mut wire = Self::bare(family).await?;
+        let (manifests, state) = (wire.world.manifests(), wire.world.state());
+        let directory = |command: &mut Command| {
+            command.arg("--manifests").arg(manifests).arg("--state-dir").arg(state);
+        };
+        wire.start_control_plane(directory).await?;
+        Ok(wire)
+    }
+
+    /// The bridge alone.
+    ///
+    /// # Errors
+    /// When a program that this needs fails.
+    pub async fn bare(family: Family) -> anyhow::Result<Self> {
         let world = World::on(Block::claim()?, family.host(1))?;
         // Sidecars have a user of their own and must get at their files.
         std::fs::set_permissions(world.directory(), Permissions::from_mode(0o755))?;
@@ -249,15 +232,26 @@ impl Wire {
         outside.must("ip", &["link", "add", "bridge", "address", BRIDGE, "type", "bridge"])?;
         outside.must("ip", &["link", "set", "bridge", "up"])?;
         outside.address(family, &format!("{}/{}", family.host(1), family.prefix()), "bridge")?;
+        Ok(Self { world, outside, family, _control_plane: None })
+    }
+
+    /// The control plane, told where its objects are, until it is ready.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub async fn start_control_plane(&mut self, source: impl FnOnce(&mut Command)) -> anyhow::Result<()> {
+        let Self { world, outside, .. } = &*self;
         let program = binaries::path(binaries::CONTROL_PLANE)?;
         let mut command = outside.command(&program.to_string_lossy());
         clean(&mut command);
-        command.arg("run").arg("--manifests").arg(world.manifests()).arg("--state-dir").arg(world.state());
+        command.arg("run");
+        source(&mut command);
         command.arg("--listen").arg(world.discovery().to_string());
         command.arg("--admin-listen").arg(world.control_plane_admin().to_string());
         let control_plane = world.run(binaries::CONTROL_PLANE, &command)?;
-        wait_until_ready(&outside, world.control_plane_admin()).await;
-        Ok(Self { world, outside, family, _control_plane: control_plane })
+        wait_until_ready(outside, world.control_plane_admin()).await;
+        self._control_plane = Some(control_plane);
+        Ok(())
     }
 
     /// Its addresses.
@@ -319,7 +313,7 @@ impl Wire {
         redirect: &[&str],
         flags: &Flags<'_>,
     ) -> anyhow::Result<NetPod> {
-        let (world, family, ip) = (&self.world, self.family, self.family.host(host));
+        let (world, ip) = (&self.world, self.family.host(host));
         let app = name.split_once('-').map_or(name, |(app, _)| app);
         let manifest = PodManifest {
             namespace: "shop".to_owned(),
@@ -335,7 +329,24 @@ impl Wire {
         let yaml = manifest.yaml().replace(&format!("podIP: {ip}"), &format!("podIP: \"{ip}\""));
         world.save(&manifest.file(), &yaml)?;
 
-        let inside = Namespace::new(world, name).await?;
+        let files = Credentials { ca: world.state().join("ca.pem"), token: world.token("shop", app, "1h")? };
+        self.start_pod(&format!("shop/{name}"), host, redirect, &files, flags).await
+    }
+
+    /// A pod `namespace/name` that the control plane knows already.
+    ///
+    /// # Errors
+    /// When one of its programs fails.
+    pub async fn start_pod(
+        &self,
+        full_name: &str,
+        host: u8,
+        redirect: &[&str],
+        files: &Credentials,
+        flags: &Flags<'_>,
+    ) -> anyhow::Result<NetPod> {
+        let (world, family, ip) = (&self.world, self.family, self.family.host(host));
+        let inside = Namespace::new(world, &full_name.replace('/', "-")).await?;
         let (port, holder) = (format!("pod{host}"), inside.holder.id().to_string());
         let outside = &self.outside;
         outside
@@ -347,8 +358,8 @@ impl Wire {
         inside.must("ip", &[family.flag(), "route", "add", "default", "via", &router])?;
         inside.redirect(redirect)?;
 
-        let command = self.sidecar(&inside, name, app, flags)?;
-        let sidecar = world.run(&format!("shop/{name}"), &command)?;
+        let command = self.sidecar(&inside, full_name, files, flags)?;
+        let sidecar = world.run(full_name, &command)?;
         let pod = NetPod { inside, ip, wire: port, _sidecar: sidecar };
         wait_until_ready(&self.outside, pod.port(ports::METRICS)).await;
         Ok(pod)
@@ -358,22 +369,22 @@ impl Wire {
     fn sidecar(
         &self,
         inside: &Namespace,
-        name: &str,
-        app: &str,
+        full_name: &str,
+        credentials: &Credentials,
         flags: &Flags<'_>,
     ) -> anyhow::Result<Command> {
         let world = &self.world;
-        let files = world.directory().join(format!("sidecar-{name}"));
+        let files = world.directory().join(format!("sidecar-{}", full_name.replace('/', "-")));
         std::fs::create_dir(&files)?;
-        let copy = |from: PathBuf, name: &str| -> anyhow::Result<PathBuf> {
+        let copy = |from: &Path, name: &str| -> anyhow::Result<PathBuf> {
             let to = files.join(name);
-            std::fs::copy(&from, &to).with_context(|| format!("copying {}", from.display()))?;
+            std::fs::copy(from, &to).with_context(|| format!("copying {}", from.display()))?;
             std::fs::set_permissions(&to, Permissions::from_mode(0o755))?;
             Ok(to)
         };
-        let program = copy(binaries::path(binaries::PROXY)?, "heddle-proxy")?;
-        let ca = copy(world.state().join("ca.pem"), "ca.pem")?;
-        let token = copy(world.token("shop", app, "1h")?, "token")?;
+        let program = copy(&binaries::path(binaries::PROXY)?, "heddle-proxy")?;
+        let ca = copy(&credentials.ca, "ca.pem")?;
+        let token = copy(&credentials.token, "token")?;
         let mut command = inside.command("setpriv");
         // A change of user forgets whom to die with, so that is said again after it.
         command.args(["--reuid", SIDECAR_USER, "--regid", SIDECAR_USER, "--clear-groups"]);
@@ -382,7 +393,7 @@ impl Wire {
         match flags {
             Flags::Usual(more) => {
                 command.args(["run", "--control-plane", &control_plane, "--control-plane-ca"]).arg(ca);
-                command.arg("--token-file").arg(token).args(["--pod", &format!("shop/{name}")]);
+                command.arg("--token-file").arg(token).args(["--pod", full_name]);
                 command.args(["--workers", "1", "--drain-time", "5s", "--expect-redirect"]).args(*more);
             }
             Flags::Injected(all) => {
