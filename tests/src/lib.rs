@@ -16,6 +16,7 @@ pub mod bench;
 pub mod binaries;
 pub mod block;
 pub mod client;
+pub mod echo;
 pub mod latency;
 pub mod load;
 pub mod manifest;

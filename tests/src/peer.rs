@@ -180,7 +180,7 @@ fn config(credentials: Option<&Credentials>, alpn: &[u8]) -> anyhow::Result<Clie
 
 /// Whoever answers is believed: these are tests of the other side's judgement.
 #[derive(Debug)]
-struct Anyone(Arc<CryptoProvider>);
+pub(crate) struct Anyone(pub(crate) Arc<CryptoProvider>);
 
 impl ServerCertVerifier for Anyone {
     fn verify_server_cert(
