@@ -7,6 +7,7 @@ mod bench_control_plane;
 mod bench_smoke;
 mod captured;
 mod complaints;
+mod conformance;
 mod control_plane_gone;
 mod ejection_and_retries;
 mod http_as_it_was;
