@@ -378,8 +378,11 @@ impl Wire {
         std::fs::create_dir(&files)?;
         let copy = |from: &Path, name: &str| -> anyhow::Result<PathBuf> {
             let to = files.join(name);
-            std::fs::copy(from, &to).with_context(|| format!("copying {}", from.display()))?;
-            std::fs::set_permissions(&to, Permissions::from_mode(0o755))?;
+            // By a program of its own: were the file open for writing here, another test's thread could fork meanwhile, and
+            // what must be executed would be busy (ETXTBSY) until that child is another program.
+            let output = Command::new("install").args(["-m", "0755"]).arg(from).arg(&to).output()?;
+            let complaint = String::from_utf8_lossy(&output.stderr);
+            ensure!(output.status.success(), "copying {}: {complaint}", from.display());
             Ok(to)
         };
         let program = copy(&binaries::path(binaries::PROXY)?, "heddle-proxy")?;
