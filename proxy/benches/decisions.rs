@@ -95,6 +95,7 @@ fn pick<const ENDPOINTS: usize>(bencher: Bencher<'_, '_>, algorithm: Algorithm) 
             weight: 1,
             zone: "".into(),
             pod: "".into(),
+            hints: None,
             stats: Arc::default(),
         })
     });

@@ -20,5 +20,6 @@ mod redirected;
 mod routes;
 mod shop;
 mod tcp;
+mod topology;
 mod warm_start;
 mod weights;

@@ -6,7 +6,7 @@ use heddle_api::v1;
 
 use super::{
     Compiled, Dep, Deps, Mesh,
-    facts::{Family, PodEntry, ServiceEntry, ServicePort, SliceEntry},
+    facts::{Distribution, Family, PodEntry, ServiceEntry, ServicePort, SliceEntry},
     name::BackendKey,
     policy::Defaults,
 };
@@ -123,6 +123,11 @@ impl Mesh {
                 if !endpoint.zone.is_empty() {
                     made.zone.clone_from(&endpoint.zone);
                 }
+                // The controller of EndpointSlices makes them of `trafficDistribution`, and knows when not to.
+                if let Some(hints) = &endpoint.hints {
+                    made.for_zones.clone_from(&hints.zones);
+                    made.for_nodes.clone_from(&hints.nodes);
+                }
                 // An address may be in two slices while it moves from one to the other; serving wins.
                 let known = endpoints.entry((endpoint.address, number)).or_insert_with(|| made.clone());
                 if known.state() == v1::EndpointState::Draining {
@@ -147,10 +152,21 @@ impl Mesh {
             let Some(number) = pod.target(port) else { continue };
             let own_family = |ip: &&IpAddr| service.family.is_none_or(|family| Family::of(**ip) == family);
             let Some(ip) = pod.ips.iter().find(own_family).or(pod.ips.first()) else { continue };
-            let endpoint = self.endpoint(*ip, number, Some((pod_name, pod)), defaults, state);
+            let mut endpoint = self.endpoint(*ip, number, Some((pod_name, pod)), defaults, state);
+            self.hint(&mut endpoint, service.distribution, pod);
             endpoints.insert((*ip, number), endpoint);
         }
         endpoints
+    }
+
+    /// What the controller of EndpointSlices would write, where there are none: each endpoint is for its own zone and node.
+    fn hint(&self, endpoint: &mut v1::Endpoint, distribution: Distribution, pod: &PodEntry) {
+        if distribution != Distribution::Anywhere {
+            endpoint.for_zones.extend(Some(self.zone(pod)).filter(|zone| !zone.is_empty()));
+        }
+        if distribution == Distribution::Node {
+            endpoint.for_nodes.extend(pod.node.as_deref().map(str::to_owned));
+        }
     }
 
     /// The pods, of whatever namespace, that have an address in one of a Service's EndpointSlices.
@@ -161,7 +177,8 @@ impl Mesh {
         holders.flat_map(|holders| &holders.pods).map(|pod| &**pod)
     }
 
-    fn zone(&self, pod: &PodEntry) -> String {
+    /// The zone of a pod, or empty.
+    pub(super) fn zone(&self, pod: &PodEntry) -> String {
         if pod.zone.is_empty() {
             pod.node.as_deref().and_then(|node| self.zones.get(node)).cloned().unwrap_or_default()
         } else {
@@ -195,6 +212,8 @@ impl Mesh {
             weight: 1,
             state: state.into(),
             pod: pod.map(|(name, _)| name.to_string()).unwrap_or_default(),
+            for_zones: Vec::new(),
+            for_nodes: Vec::new(),
         }
     }
 }

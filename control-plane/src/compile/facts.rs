@@ -12,7 +12,7 @@ use heddle_api::SIDECAR_ANNOTATION;
 use k8s_openapi::{
     api::{
         core::v1::{Node, Pod, Service},
-        discovery::v1::EndpointSlice,
+        discovery::v1::{Endpoint, EndpointSlice},
     },
     apimachinery::pkg::util::intstr::IntOrString,
 };
@@ -124,6 +124,28 @@ pub(super) struct ServiceEntry {
     /// Only a DNS alias: not in the mesh.
     pub external: bool,
     pub publish_not_ready: bool,
+    pub distribution: Distribution,
+}
+
+/// Which endpoints callers prefer (`spec.trafficDistribution`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Distribution {
+    /// None before others; a word that is not known means the same, as it does to Kubernetes.
+    #[default]
+    Anywhere,
+    Zone,
+    /// Those on the same node, then those in the same zone.
+    Node,
+}
+
+impl Distribution {
+    fn of(text: Option<&str>) -> Self {
+        match text {
+            Some("PreferSameZone" | "PreferClose") => Self::Zone,
+            Some("PreferSameNode") => Self::Node,
+            _ => Self::Anywhere,
+        }
+    }
 }
 
 /// The family of addresses.
@@ -194,6 +216,7 @@ impl ServiceEntry {
             }),
             external: spec.type_.as_deref() == Some("ExternalName"),
             publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
+            distribution: Distribution::of(spec.traffic_distribution.as_deref()),
         }
     }
 
@@ -219,6 +242,24 @@ pub(super) struct SliceEndpoint {
     pub serving: bool,
     pub terminating: bool,
     pub zone: String,
+    /// None: no hints, or empty ones.
+    pub hints: Option<Box<Hints>>,
+}
+
+/// Whose callers an endpoint is meant for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Hints {
+    pub zones: Vec<String>,
+    pub nodes: Vec<String>,
+}
+
+impl Hints {
+    fn of(endpoint: &Endpoint) -> Option<Box<Self>> {
+        let hints = endpoint.hints.as_ref()?;
+        let zones: Vec<_> = hints.for_zones.iter().flatten().map(|zone| zone.name.clone()).collect();
+        let nodes: Vec<_> = hints.for_nodes.iter().flatten().map(|node| node.name.clone()).collect();
+        (!zones.is_empty() || !nodes.is_empty()).then(|| Box::new(Self { zones, nodes }))
+    }
 }
 
 impl SliceEntry {
@@ -240,6 +281,7 @@ impl SliceEntry {
                 serving: conditions.and_then(|c| c.serving).unwrap_or(ready),
                 terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
                 zone: endpoint.zone.clone().unwrap_or_default(),
+                hints: Hints::of(endpoint),
             })
         });
         Self {

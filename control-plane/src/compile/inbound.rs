@@ -64,6 +64,8 @@ impl Mesh {
             identity: self.identity(&name, entry).map(|id| id.to_string()).unwrap_or_default(),
             access_log: defaults.access_log.into(),
             opaque_ports: defaults.opaque_ports,
+            zone: self.zone(entry),
+            node: entry.node.as_deref().unwrap_or_default().to_owned(),
         };
         deps.compiled(Some(value))
     }

@@ -12,14 +12,14 @@ use crate::{
     world::PATIENCE,
 };
 
-struct Follower {
-    mesh: Mesh,
+pub(crate) struct Follower {
+    pub(crate) mesh: Mesh,
     batches: Receiver<Batch>,
     problems: Vec<String>,
 }
 
 impl Follower {
-    async fn start(server: &Server) -> Self {
+    pub(crate) async fn start(server: &Server) -> Self {
         let (tx, batches) = tokio::sync::mpsc::channel(16);
         tokio::spawn(source::kubernetes::run(server.cluster("a").client, std::sync::Arc::default(), tx));
         let mut follower = Self { mesh: Mesh::new(Options::default()), batches, problems: Vec::new() };
@@ -37,7 +37,7 @@ impl Follower {
         batch.synced
     }
 
-    async fn until(&mut self, what: &str, holds: impl Fn(&Mesh) -> bool) {
+    pub(crate) async fn until(&mut self, what: &str, holds: impl Fn(&Mesh) -> bool) {
         let news = async {
             while !holds(&self.mesh) {
                 self.next().await;

@@ -7,6 +7,7 @@
 mod client;
 mod definitions;
 mod follow;
+mod hints;
 mod identity;
 mod injection;
 #[allow(dead_code, reason = "the tests of the chart need the rest")]

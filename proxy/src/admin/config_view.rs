@@ -106,7 +106,7 @@ fn moment(time: SystemTime) -> String {
 }
 
 fn inbound(inbound: &Inbound) -> Value {
-    let Inbound { identity, ports, other, terminating, access_log, opaque_ports } = inbound;
+    let Inbound { identity, ports, other, terminating, access_log, opaque_ports, place } = inbound;
     let ports: BTreeMap<_, _> =
         ports.iter().map(|(number, port)| (number.to_string(), inbound_port(port))).collect();
     json!({
@@ -116,6 +116,8 @@ fn inbound(inbound: &Inbound) -> Value {
         "terminating": terminating,
         "access_log": access_log,
         "opaque_ports": opaque_ports,
+        "zone": place.zone,
+        "node": place.node,
     })
 }
 
@@ -249,7 +251,7 @@ fn backend(backend: &Backend) -> Value {
 }
 
 fn endpoint(endpoint: &Endpoint) -> Value {
-    let Endpoint { address, identity, must_be_meshed, draining, weight, zone, pod, stats } = endpoint;
+    let Endpoint { address, identity, must_be_meshed, draining, weight, zone, pod, hints, stats } = endpoint;
     json!({
         "address": address,
         "pod": &**pod,
@@ -258,6 +260,7 @@ fn endpoint(endpoint: &Endpoint) -> Value {
         "draining": draining,
         "weight": weight,
         "zone": &**zone,
+        "hints": hints,
         "ejected": stats.is_ejected(),
         "consecutive_failures": stats.consecutive_failures(),
         "in_flight": stats.in_flight(),

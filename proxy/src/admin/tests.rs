@@ -13,8 +13,8 @@ use tracing_subscriber::reload;
 use super::*;
 use crate::config::inbound::{AccessLog, Inbound, InboundPort, MtlsMode};
 use crate::config::{
-    AppProtocol, Backend, BackendState, Destination, Endpoint, EndpointSet, Filter, HeaderModifier, Mirror,
-    PathMatch, Policy, Route, Rule, Split, SplitEntry, TextMatch,
+    AppProtocol, Backend, BackendState, Destination, Endpoint, EndpointSet, Filter, HeaderModifier, Hints,
+    Mirror, PathMatch, Place, Policy, Route, Rule, Split, SplitEntry, TextMatch,
 };
 use crate::store::{Lookup, Status};
 
@@ -184,6 +184,7 @@ fn shop() -> Fixed {
         weight: 1,
         zone: "a".into(),
         pod: "shop/reviews-v1-0".into(),
+        hints: Some(Box::new(Hints { zones: vec!["a".to_owned()], nodes: vec![] })),
         stats: Arc::default(),
     });
     let state = Arc::new(BackendState::default());
@@ -250,6 +251,7 @@ fn shop() -> Fixed {
             terminating: false,
             access_log: AccessLog::Errors,
             opaque_ports: vec![6379],
+            place: Place { zone: "a".to_owned(), node: "n1".to_owned() },
         })),
         certificate: Some(CertificateFacts {
             identity,
@@ -278,6 +280,8 @@ async fn the_config_shows_what_requests_meet() {
         ("/inbound/ports/8080/authorities", json!(["web:80"])),
         ("/inbound/access_log", json!("Errors")),
         ("/inbound/opaque_ports", json!([6379])),
+        ("/inbound/zone", json!("a")),
+        ("/inbound/node", json!("n1")),
         ("/not_in_mesh", json!(["example.com:80"])),
         ("/destinations/reviews.shop:9080/service", json!("shop/reviews:9080")),
         ("/destinations/reviews:9080/routes/0/path", json!({"prefix": "/"})),
@@ -290,6 +294,7 @@ async fn the_config_shows_what_requests_meet() {
         ("/backends/shop~1reviews-v1:9080/policy/retry/on_status", json!([502, 503, 504])),
         ("/backends/shop~1reviews-v1:9080/endpoints/0/address", json!("127.0.0.3:9080")),
         ("/backends/shop~1reviews-v1:9080/endpoints/0/ejected", json!(false)),
+        ("/backends/shop~1reviews-v1:9080/endpoints/0/hints", json!({"zones": ["a"], "nodes": []})),
         ("/backends/shop~1reviews-v1:9080/endpoints/0/draining", json!(true)),
         ("/backends/shop~1reviews-v1:9080/endpoints/0/in_flight", json!(0)),
         ("/backends/shop~1reviews-v1:9080/endpoints/0/latency_ms", Value::Null),

@@ -1,7 +1,7 @@
 //! Which endpoint gets the next request. Pure decisions over shared atomics: no lock, no socket.
 //!
-//! [`pick`] draws among those that serve, are not ejected and were not tried; where there are none it gives in step
-//! by step, so that it comes back empty-handed only when there is no endpoint at all.
+//! [`pick`] draws among those that serve, are not ejected and were not tried, first those that are meant for callers here;
+//! where there are none it gives in step by step, so that it comes back empty-handed only when there is no endpoint at all.
 
 pub(crate) mod clock;
 mod eject;
@@ -49,13 +49,20 @@ pub fn pick(backend: &Backend, set: &EndpointSet, tried: &[SocketAddr]) -> Optio
         Draw { algorithm: backend.policy.algorithm, state: &backend.state.balancer, now: clock::now() };
     let healthy = |e: &Endpoint| !e.must_be_meshed && !e.stats.is_ejected_at(draw.now);
     let fresh = |e: &Endpoint| !tried.contains(&e.address);
-    let endpoint = draw
-        .pick(&set.candidates, &set.wheel, |e| healthy(e) && fresh(e))
-        .cloned()
-        .or_else(|| draw.pick_among(set, |e| healthy(e) && fresh(e)))
-        .or_else(|| draw.pick_among(set, healthy))
-        .or_else(|| draw.pick_among(set, fresh))
-        .or_else(|| draw.pick_among(set, |_| true))?;
+    let all = &set.candidates;
+    let endpoint = set
+        .near
+        .as_ref()
+        .and_then(|near| {
+            let usable = |e: &Endpoint| healthy(e) && fresh(e);
+            let drawn = draw.pick(&near.members, &near.wheel, usable).cloned();
+            drawn.or_else(|| draw.pick_among(&near.members, usable))
+        })
+        .or_else(|| draw.pick(all, &set.wheel, |e| healthy(e) && fresh(e)).cloned())
+        .or_else(|| draw.pick_among(all, |e| healthy(e) && fresh(e)))
+        .or_else(|| draw.pick_among(all, healthy))
+        .or_else(|| draw.pick_among(all, fresh))
+        .or_else(|| draw.pick_among(all, |_| true))?;
     let load = LoadGuard::new(endpoint.stats.begin());
     Some(Picked { endpoint, load })
 }
@@ -93,9 +100,13 @@ impl Draw<'_> {
         }
     }
 
-    /// Goes through all candidates: for when a draw found nothing.
-    fn pick_among(&self, set: &EndpointSet, usable: impl Fn(&Endpoint) -> bool) -> Option<Arc<Endpoint>> {
-        let members: Vec<_> = set.candidates.iter().filter(|e| usable(e)).cloned().collect();
+    /// Goes through all of them: for when a draw found nothing.
+    fn pick_among(
+        &self,
+        members: &[Arc<Endpoint>],
+        usable: impl Fn(&Endpoint) -> bool,
+    ) -> Option<Arc<Endpoint>> {
+        let members: Vec<_> = members.iter().filter(|e| usable(e)).cloned().collect();
         let wheel = Wheel::new(members.iter().map(|e| e.weight));
         self.pick(&members, &wheel, |_| true).cloned()
     }

@@ -1,11 +1,13 @@
 //! Who gets picked, and who does not.
 
+mod near;
+
 use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::{AppProtocol, BackendState, Ejection, Policy};
+use crate::config::{AppProtocol, BackendState, Ejection, Hints, Place, Policy};
 
 const ALGORITHMS: [Algorithm; 4] =
     [Algorithm::PeakEwma, Algorithm::LeastRequest, Algorithm::RoundRobin, Algorithm::Random];
@@ -36,6 +38,12 @@ impl World {
 
     fn set(&self) -> Arc<EndpointSet> {
         self.backend.state.endpoints.load_full()
+    }
+
+    /// The sidecar is there.
+    fn look_from(&self, place: &Place) {
+        let set = EndpointSet::new(self.set().all.clone()).seen_from(place);
+        self.backend.state.endpoints.store(Arc::new(set));
     }
 
     fn stats(&self, index: usize) -> Arc<EndpointStats> {
@@ -87,12 +95,23 @@ fn endpoint(index: usize, weight: u32) -> Endpoint {
         weight,
         zone: "".into(),
         pod: "".into(),
+        hints: None,
         stats: Arc::default(),
     }
 }
 
 fn draining(index: usize) -> Endpoint {
     Endpoint { draining: true, ..endpoint(index, 1) }
+}
+
+/// An endpoint that is meant for a zone and for a node; of neither where the text is empty.
+fn hinted(index: usize, zone: &str, node: &str) -> Endpoint {
+    let list = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty()).into_iter().collect();
+    Endpoint { hints: Some(Box::new(Hints { zones: list(zone), nodes: list(node) })), ..endpoint(index, 1) }
+}
+
+fn place(zone: &str, node: &str) -> Place {
+    Place { zone: zone.to_owned(), node: node.to_owned() }
 }
 
 async fn pass(duration: Duration) {
@@ -436,16 +455,20 @@ proptest! {
 
     #[test]
     fn nobody_is_picked_who_is_out_while_another_may_serve(
-        kinds in prop::collection::vec((1u32..9, 0u8..4), 1..9), algorithm in 0usize..4,
+        kinds in prop::collection::vec((1u32..9, 0u8..4, 0u8..8), 1..9), algorithm in 0usize..4,
         tried in prop::collection::vec(0usize..9, 0..4), seed: u64,
     ) {
         fastrand::seed(seed);
-        // 0 draining, 1 failing, others sound.
-        let endpoints = kinds.iter().enumerate().map(|(index, (weight, kind))| {
-            Endpoint { draining: *kind == 0, ..endpoint(index, *weight) }
+        // 0 draining, 1 failing, others sound; meant for everybody (0), for a zone, and for a node too (from 4 on).
+        let endpoints = kinds.iter().enumerate().map(|(index, (weight, kind, hint))| {
+            let zone = if hint % 2 == 0 { "a" } else { "b" };
+            let node = if *hint >= 4 { "n1" } else { "" };
+            let hints = if *hint == 0 { None } else { hinted(index, zone, node).hints };
+            Endpoint { draining: *kind == 0, hints, ..endpoint(index, *weight) }
         });
         let world = World::new(ALGORITHMS[algorithm], endpoints.collect());
-        for (index, (_, kind)) in kinds.iter().enumerate() {
+        world.look_from(&place("a", "n1"));
+        for (index, (_, kind, _)) in kinds.iter().enumerate() {
             world.fail(index, if *kind == 1 { 5 } else { 0 });
         }
         let set = world.set();

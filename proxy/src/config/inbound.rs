@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use heddle_api::identity::SpiffeId;
 
-use super::AppProtocol;
+use super::{AppProtocol, Place};
 use crate::access::AccessRules;
 
 /// What the control plane says of this pod.
@@ -22,6 +22,8 @@ pub struct Inbound {
     pub access_log: AccessLog,
     /// Ports that are opaque unless declared, besides the built-in ones.
     pub opaque_ports: Vec<u16>,
+    /// Where the pod runs.
+    pub place: Place,
 }
 
 impl Inbound {

@@ -9,7 +9,7 @@ mod endpoints;
 pub mod inbound;
 pub mod policy;
 
-pub use endpoints::{BackendState, Endpoint, EndpointSet};
+pub use endpoints::{BackendState, Endpoint, EndpointSet, Hints, Near, Place};
 pub use inbound::Inbound;
 pub use policy::{Algorithm, Ejection, Policy, RetryPolicy};
 

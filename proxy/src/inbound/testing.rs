@@ -29,7 +29,7 @@ use crate::{
     access::AccessRules,
     carrier::{Peer, Pool},
     config::{
-        AppProtocol, Inbound,
+        AppProtocol, Inbound, Place,
         inbound::{AccessLog, InboundPort, MtlsMode},
     },
     identity::{Identity, testing::Authority},
@@ -142,6 +142,7 @@ impl World {
             terminating: false,
             access_log: AccessLog::All,
             opaque_ports: Vec::new(),
+            place: Place::default(),
         });
     }
 
@@ -154,6 +155,7 @@ impl World {
             terminating: false,
             access_log: AccessLog::All,
             opaque_ports: Vec::new(),
+            place: Place::default(),
         });
     }
 

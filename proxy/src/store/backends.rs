@@ -11,7 +11,7 @@ use std::{
 
 use heddle_api::v1;
 
-use crate::config::{BackendState, convert};
+use crate::config::{BackendState, EndpointSet, Place, convert};
 
 /// Sweeps for which the state of a backend that nobody names is remembered.
 const GRACE: u32 = 10;
@@ -20,6 +20,8 @@ const GRACE: u32 = 10;
 #[derive(Debug, Default)]
 pub(super) struct Backends {
     entries: HashMap<Arc<str>, Entry>,
+    // Where this pod runs: some endpoints may be meant for callers here.
+    place: Place,
 }
 
 #[derive(Debug, Default)]
@@ -50,6 +52,18 @@ impl Backends {
     /// The shared state of a backend, made if it is new.
     pub(super) fn state(&mut self, key: &str) -> Arc<BackendState> {
         self.entry(key).state.clone()
+    }
+
+    /// This pod runs here: what is held is looked at from there.
+    pub(super) fn set_place(&mut self, place: &Place) {
+        if self.place == *place {
+            return;
+        }
+        self.place = place.clone();
+        for state in self.entries.values().map(|entry| &entry.state) {
+            let all = state.endpoints.load().all.clone();
+            state.endpoints.store(Arc::new(EndpointSet::new(all).seen_from(place)));
+        }
     }
 
     fn entry(&mut self, key: &str) -> &mut Entry {
@@ -97,9 +111,8 @@ impl Backends {
         version: &str,
         message: &v1::Endpoints,
     ) -> Result<(), EndpointsError> {
-        let entry = self.entry(key);
         let raw = message.endpoints.iter().map(|e| ((e.address.clone(), e.port), e.clone())).collect();
-        entry.accept(raw, version)
+        self.accept(key, raw, version)
     }
 
     /// A difference from the version that is held.
@@ -121,7 +134,23 @@ impl Backends {
         for upserted in &delta.upserted {
             raw.insert((upserted.address.clone(), upserted.port), upserted.clone());
         }
-        entry.accept(raw, version)
+        self.accept(key, raw, version)
+    }
+
+    fn accept(
+        &mut self,
+        key: &str,
+        raw: BTreeMap<(String, u32), v1::Endpoint>,
+        version: &str,
+    ) -> Result<(), EndpointsError> {
+        let place = self.place.clone();
+        let entry = self.entry(key);
+        let message = v1::Endpoints { endpoints: raw.values().cloned().collect() };
+        let set = convert::endpoints(&message, &entry.state.endpoints.load())?.seen_from(&place);
+        entry.state.endpoints.store(Arc::new(set));
+        entry.raw = raw;
+        entry.version = Some(version.to_owned());
+        Ok(())
     }
 
     /// The server knows of no such backend: it has no endpoints.
@@ -172,19 +201,6 @@ impl Backends {
 }
 
 impl Entry {
-    fn accept(
-        &mut self,
-        raw: BTreeMap<(String, u32), v1::Endpoint>,
-        version: &str,
-    ) -> Result<(), EndpointsError> {
-        let message = v1::Endpoints { endpoints: raw.values().cloned().collect() };
-        let set = convert::endpoints(&message, &self.state.endpoints.load())?;
-        self.state.endpoints.store(Arc::new(set));
-        self.raw = raw;
-        self.version = Some(version.to_owned());
-        Ok(())
-    }
-
     /// The set itself stays where requests may still read it, and where the next list finds its endpoints' stats.
     fn forget_endpoints(&mut self) {
         self.raw.clear();

@@ -278,6 +278,7 @@ impl Held {
         }
         let inbound = convert::inbound(message).map_err(|error| error.to_string())?;
         self.inbound_version = Some(version.to_owned());
+        self.backends.set_place(&inbound.place);
         self.shared.inbound.store(Some(Arc::new(inbound)));
         self.shared.inbound_changed.send_replace(());
         Ok(())

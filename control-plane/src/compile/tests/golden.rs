@@ -111,9 +111,14 @@ fn endpoints(mesh: &Mesh, key: &str, out: &mut String) {
     };
     for e in endpoints.endpoints {
         let must = if e.must_be_meshed { " must be meshed" } else { "" };
+        let list = |what: &str, names: &[String]| match names {
+            [] => String::new(),
+            names => format!(" for {what} {}", names.join(",")),
+        };
+        let hints = list("zones", &e.for_zones) + &list("nodes", &e.for_nodes);
         writeln!(
             out,
-            "  {} {} {} pod {:?} as {:?} zone {:?} weight {}{must}",
+            "  {} {} {} pod {:?} as {:?} zone {:?} weight {}{must}{hints}",
             e.address,
             e.port,
             e.state().as_str_name(),
@@ -130,9 +135,13 @@ fn inbound(mesh: &Mesh, pod: &str, out: &mut String) {
     let Some(inbound) = mesh.inbound(&pod.parse().unwrap()).value else {
         return writeln!(out, "  no such pod").unwrap();
     };
+    let place = match (&*inbound.zone, &*inbound.node) {
+        ("", "") => String::new(),
+        (zone, node) => format!(" in zone {zone:?} on node {node:?}"),
+    };
     writeln!(
         out,
-        "  {} {} {} terminating {} opaque {:?}",
+        "  {} {} {} terminating {} opaque {:?}{place}",
         inbound.identity,
         inbound.mtls().as_str_name(),
         inbound.access_log().as_str_name(),

@@ -11,7 +11,7 @@ use heddle_api::{identity::SpiffeId, v1};
 use super::{ConvertError, each, enumeration, port};
 use crate::{
     balance::EndpointStats,
-    config::{Endpoint, EndpointSet},
+    config::{Endpoint, EndpointSet, Hints},
 };
 
 /// Checks the endpoints of a backend. Those that stay (same address, port and identity) keep their load and health.
@@ -57,6 +57,8 @@ fn endpoint(message: &v1::Endpoint) -> Result<Endpoint, ConvertError> {
         weight: message.weight.max(1),
         zone: message.zone.as_str().into(),
         pod: message.pod.as_str().into(),
+        hints: (!message.for_zones.is_empty() || !message.for_nodes.is_empty())
+            .then(|| Box::new(Hints { zones: message.for_zones.clone(), nodes: message.for_nodes.clone() })),
         stats: Arc::new(EndpointStats::default()),
     })
 }

@@ -11,7 +11,7 @@ use super::{ConvertError, each, enumeration, port, protocol};
 use crate::{
     access::AccessRules,
     config::{
-        AppProtocol,
+        AppProtocol, Place,
         inbound::{AccessLog, Inbound, InboundPort, MtlsMode},
     },
 };
@@ -52,7 +52,8 @@ pub fn inbound(message: &v1::Inbound) -> Result<Inbound, ConvertError> {
         v1::AccessLog::All => AccessLog::All,
     };
     let opaque_ports = each("opaque_ports", &message.opaque_ports, |&number| port("", number))?;
-    Ok(Inbound { identity, ports, other, terminating: message.terminating, access_log, opaque_ports })
+    let place = Place { zone: message.zone.clone(), node: message.node.clone() };
+    Ok(Inbound { identity, ports, other, terminating: message.terminating, access_log, opaque_ports, place })
 }
 
 /// Unknown modes are refused: taking one for Permissive would open what may have been closed.

@@ -478,6 +478,8 @@ fn a_pods_own_side_is_taken_over_with_its_defaults() {
         access: vec![v1::AccessRule { name: "shop/none".into(), action: 1, clauses: vec![] }],
         access_log: v1::AccessLog::All.into(),
         opaque_ports: vec![4_000],
+        zone: "a".into(),
+        node: "n1".into(),
         ..pod()
     })
     .unwrap();
@@ -488,6 +490,7 @@ fn a_pods_own_side_is_taken_over_with_its_defaults() {
     assert!(!full.port(1).access.is_empty());
     assert_eq!(full.port_of_authority("reviews:9080"), Some(9080));
     assert_eq!((full.access_log, full.opaque_ports), (AccessLog::All, vec![4_000]));
+    assert_eq!((&*full.place.zone, &*full.place.node), ("a", "n1"));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use tokio::sync::oneshot::{self, error::TryRecvError};
 
 use super::{
     super::{Command, Lookup, Shared, Slot, held::Held, names::Limits},
-    addresses, delta, destination, endpoints, inbound, name, nonsense, response, trust,
+    addresses, delta, destination, endpoints, inbound, inbound_in, name, nonsense, response, trust, zoned,
 };
 use crate::identity::{
     Identity,
@@ -157,6 +157,34 @@ fn a_new_backend_takes_over_only_when_its_endpoints_are_in() {
     assert_eq!(addresses(&slot), ["10.0.0.1"]);
     world.hear(vec![endpoints(V2, "e2", &["10.0.0.2"])], vec![]);
     assert_eq!(addresses(&slot), ["10.0.0.2"]);
+}
+
+#[test]
+fn endpoints_are_seen_from_where_the_pod_is_whichever_comes_first() {
+    let near = |slot: &Slot| {
+        let Lookup::Mesh(destination) = slot.peek() else { panic!("in the mesh") };
+        let set = destination.default.as_ref().unwrap().state.endpoints.load_full();
+        let members = set.near.as_ref().map(|near| near.members.clone());
+        members.unwrap_or_default().iter().map(|e| e.address.ip().to_string()).collect::<Vec<_>>()
+    };
+    let web = pod().to_string();
+    let mut world = World::new();
+    let mut answer = world.ask("reviews:9080");
+    let both = [("10.0.0.1", "a"), ("10.0.0.2", "b")];
+    world.hear(vec![destination("reviews:9080", "d1", &[REVIEWS]), zoned(REVIEWS, "e1", &both)], vec![]);
+    let slot = answer.try_recv().unwrap();
+    assert_eq!(near(&slot), [""; 0], "nobody knows where the pod is");
+    world.hear(vec![inbound_in("a", &web, "i1")], vec![]);
+    assert_eq!(near(&slot), ["10.0.0.1"]);
+    // The node was moved to another zone; and endpoints come later.
+    world.hear(vec![inbound_in("b", &web, "i2")], vec![]);
+    assert_eq!(near(&slot), ["10.0.0.2"]);
+    world.hear(vec![zoned(REVIEWS, "e2", &[("10.0.0.3", "b"), ("10.0.0.1", "a")])], vec![]);
+    assert_eq!(near(&slot), ["10.0.0.3"]);
+    // One without a hint, while a rollout is half-way.
+    world.hear(vec![delta(REVIEWS, "e2", "e3", &["10.0.0.4"], &[])], vec![]);
+    assert_eq!(near(&slot), [""; 0]);
+    assert_eq!(addresses(&slot), ["10.0.0.1", "10.0.0.3", "10.0.0.4"]);
 }
 
 #[test]

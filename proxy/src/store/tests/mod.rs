@@ -59,6 +59,23 @@ pub(super) fn delta(key: &str, base: &str, version: &str, upserted: &[&str], rem
     resource(ResourceType::Endpoints, key, version, Body::EndpointsDelta(message))
 }
 
+/// Endpoints that are meant for one zone each: `address zone`.
+pub(super) fn zoned(key: &str, version: &str, all: &[(&str, &str)]) -> Resource {
+    let one = |(address, zone): &(&str, &str)| v1::Endpoint {
+        for_zones: vec![(*zone).to_owned()],
+        ..endpoint(address)
+    };
+    let message = v1::Endpoints { endpoints: all.iter().map(one).collect() };
+    resource(ResourceType::Endpoints, key, version, Body::Endpoints(message))
+}
+
+/// The pod's own side, and the zone it is in.
+pub(super) fn inbound_in(zone: &str, pod: &str, version: &str) -> Resource {
+    let identity = "spiffe://cluster.local/ns/shop/sa/web".to_owned();
+    let message = v1::Inbound { identity, zone: zone.to_owned(), ..v1::Inbound::default() };
+    resource(ResourceType::Inbound, pod, version, Body::Inbound(message))
+}
+
 pub(super) fn inbound(pod: &str, version: &str, terminating: bool) -> Resource {
     let identity = "spiffe://cluster.local/ns/shop/sa/web".to_owned();
     let message = v1::Inbound { identity, terminating, ..v1::Inbound::default() };
