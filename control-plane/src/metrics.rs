@@ -56,6 +56,11 @@ struct RefusedLabels {
     reason: Refused,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct VersionLabels {
+    version: String,
+}
+
 /// All of them.
 #[derive(Default)]
 pub struct Metrics {
@@ -89,6 +94,7 @@ pub struct Metrics {
     /// Status written to objects.
     pub status_writes: Counter,
     refused: Family<RefusedLabels, Counter>,
+    sidecars: Family<VersionLabels, Gauge>,
 }
 
 impl Metrics {
@@ -139,7 +145,22 @@ impl Metrics {
             "Connections and requests refused, by reason",
             all.refused.clone(),
         );
+        registry.register(
+            "heddle_control_plane_sidecars",
+            "Connected discovery streams, by the sidecar's version",
+            all.sidecars.clone(),
+        );
         Arc::new(all)
+    }
+
+    /// How many streams sidecars of a version have; of versions that are gone nothing is left.
+    pub fn sidecars(&self, version: &str, streams: usize) {
+        let labels = VersionLabels { version: version.to_owned() };
+        if streams == 0 {
+            self.sidecars.remove(&labels);
+        } else {
+            self.sidecars.get_or_create(&labels).set(i64::try_from(streams).unwrap_or(i64::MAX));
+        }
     }
 
     /// Counts a refusal.

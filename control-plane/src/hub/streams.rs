@@ -1,7 +1,7 @@
 //! The connected streams: how a change wakes one, and what an operator sees of it.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::SocketAddr,
     sync::{
         Arc, Mutex,
@@ -20,6 +20,10 @@ use crate::metrics::Metrics;
 
 /// Streams of one pod at once. A sidecar has one; after a broken connection its old one may linger for some seconds.
 const STREAMS_PER_POD: usize = 3;
+/// Versions that are told apart in the metrics: sidecars say them, so they must not make as many series as they like.
+const VERSIONS: usize = 16;
+/// What the others are called, and those that are no version.
+const OTHER: &str = "other";
 
 /// Which stream; never used again within a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -32,6 +36,8 @@ pub struct Stream {
     /// Ends the stream: a newer one of its pod took its place.
     pub replaced: CancellationToken,
     pod: PodName,
+    /// As the metrics have it.
+    version: String,
     dirty: Mutex<BTreeSet<Key>>,
     wake: Notify,
     status: Mutex<Status>,
@@ -109,6 +115,18 @@ struct All {
     streams: HashMap<StreamId, Arc<Stream>>,
     /// So that a storm of reconnecting sidecars costs each what it has, not what there is.
     of_pod: HashMap<PodName, BTreeSet<StreamId>>,
+    /// Streams by version; none is 0.
+    of_version: BTreeMap<String, usize>,
+}
+
+impl All {
+    /// A version as the metrics have it.
+    fn label(&self, version: &str) -> String {
+        let plain = |c: char| c.is_ascii_alphanumeric() || ".+-_".contains(c);
+        let known = self.of_version.contains_key(version) || self.of_version.len() < VERSIONS;
+        let usable = known && !version.is_empty() && version.chars().all(plain);
+        if usable { version } else { OTHER }.to_owned()
+    }
 }
 
 impl Streams {
@@ -125,10 +143,12 @@ impl Streams {
         now: SystemTime,
     ) -> Arc<Stream> {
         let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let mut all = lock(&self.all);
         let stream = Arc::new(Stream {
             id: StreamId(self.next.fetch_add(1, Ordering::Relaxed)),
             replaced: CancellationToken::new(),
             pod: pod.clone(),
+            version: all.label(&version),
             dirty: Mutex::default(),
             wake: Notify::new(),
             status: Mutex::new(Status {
@@ -144,8 +164,16 @@ impl Streams {
                 refused: Vec::new(),
             }),
         });
-        let mut all = lock(&self.all);
-        let All { streams, of_pod } = &mut *all;
+        let All { streams, of_pod, of_version } = &mut *all;
+        let of_version = of_version.entry(stream.version.clone()).or_default();
+        *of_version += 1;
+        if *of_version == 1 && stream.version != env!("CARGO_PKG_VERSION") {
+            tracing::info!(
+                version = stream.version, %pod, own = env!("CARGO_PKG_VERSION"),
+                "sidecars of another version than the control plane's are connected"
+            );
+        }
+        self.metrics.sidecars(&stream.version, *of_version);
         let own = of_pod.entry(pod.clone()).or_default();
         let surplus = (own.len() + 1).saturating_sub(STREAMS_PER_POD);
         for old in own.iter().take(surplus).filter_map(|id| streams.get(id)) {
@@ -160,13 +188,20 @@ impl Streams {
     /// Removes a stream.
     pub fn disconnect(&self, id: StreamId) {
         let mut all = lock(&self.all);
-        let All { streams, of_pod } = &mut *all;
-        if let Some(stream) = streams.remove(&id)
-            && let Some(own) = of_pod.get_mut(&stream.pod)
-        {
-            own.remove(&id);
-            if own.is_empty() {
-                of_pod.remove(&stream.pod);
+        let All { streams, of_pod, of_version } = &mut *all;
+        if let Some(stream) = streams.remove(&id) {
+            if let Some(own) = of_pod.get_mut(&stream.pod) {
+                own.remove(&id);
+                if own.is_empty() {
+                    of_pod.remove(&stream.pod);
+                }
+            }
+            let left = of_version.get(&stream.version).map_or(0, |count| count - 1);
+            self.metrics.sidecars(&stream.version, left);
+            if left == 0 {
+                of_version.remove(&stream.version);
+            } else {
+                of_version.insert(stream.version.clone(), left);
             }
         }
         self.metrics.streams.set(streams.len() as i64);
@@ -210,5 +245,34 @@ mod tests {
         }
         assert_eq!(streams.statuses().len(), 1);
         assert_eq!(lock(&streams.all).of_pod.len(), 1);
+    }
+
+    #[test]
+    fn streams_are_counted_by_version_and_what_nobody_runs_any_more_is_not_shown() {
+        let metrics = Metrics::new();
+        let streams = Streams::new(Arc::clone(&metrics));
+        let connect = |number: usize, version: &str| {
+            let (pod, address) = (format!("shop/p-{number}"), ([127, 0, 0, 1], 1).into());
+            streams.connect(&pod.parse().unwrap(), address, version.to_owned(), SystemTime::UNIX_EPOCH)
+        };
+        let shown = || -> Vec<String> {
+            let text = metrics.encode();
+            let mut lines: Vec<_> = text
+                .lines()
+                .filter_map(|line| line.strip_prefix("heddle_control_plane_sidecars{version="))
+                .map(str::to_owned)
+                .collect();
+            lines.sort();
+            lines
+        };
+        let old = connect(0, "0.1.0");
+        let (_new, _another) = (connect(1, "0.2.0-rc.1+a"), connect(2, "0.2.0-rc.1+a"));
+        let (_evil, _nameless) = (connect(3, "x\"} 1\nup 0"), connect(4, ""));
+        assert_eq!(shown(), ["\"0.1.0\"} 1", "\"0.2.0-rc.1+a\"} 2", "\"other\"} 2"]);
+        streams.disconnect(old.id);
+        assert_eq!(shown(), ["\"0.2.0-rc.1+a\"} 2", "\"other\"} 2"]);
+        // However many versions somebody makes up.
+        let _many: Vec<_> = (0..100).map(|n| connect(5 + n, &format!("9.9.{n}"))).collect();
+        assert_eq!(shown().len(), VERSIONS);
     }
 }

@@ -1,7 +1,14 @@
 //! The webhook, asked by a real API server about the pods that it is told to make.
 
-use heddle_control_plane::inject::webhook::registration::{self, Place};
-use kube::api::DynamicObject;
+use heddle_control_plane::inject::{
+    self,
+    webhook::registration::{self, Place},
+};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api,
+    api::{DynamicObject, ListParams},
+};
 
 use crate::{
     identity::start,
@@ -89,6 +96,16 @@ async fn a_labelled_namespaces_pods_come_back_with_sidecars_and_nobody_elses_do(
     assert_eq!((&probe["path"], &probe["port"]), (&"/probe/web/readiness".into(), &15020.into()));
     let sidecar = &injected.data["spec"]["initContainers"][1];
     assert_eq!(sidecar["restartPolicy"], "Always", "the API server keeps it a native sidecar");
+
+    // Who runs another version than this one, as `kubectl get pods -l` asks.
+    let other_than = async |version: &str| {
+        let label = inject::VERSION_LABEL;
+        let params = ListParams::default().labels(&format!("{label},{label}!={version}"));
+        let pods: Api<Pod> = Api::namespaced(server.client.clone(), "meshed");
+        pods.list(&params).await.unwrap().items.len()
+    };
+    assert_eq!(other_than(&inject::Settings::default().version).await, 0);
+    assert!(other_than("0.0.1").await > 0, "the injected ones, and not those that came before the webhook");
 
     // The annotation has the last word, and is a matter of match conditions.
     for (namespace, name, annotation, meshed) in [
