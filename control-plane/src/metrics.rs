@@ -93,6 +93,8 @@ pub struct Metrics {
     pub slowed: Counter,
     /// Status written to objects.
     pub status_writes: Counter,
+    /// Discovery streams that were sent to other replicas.
+    pub moved: Counter,
     refused: Family<RefusedLabels, Counter>,
     sidecars: Family<VersionLabels, Gauge>,
 }
@@ -140,6 +142,11 @@ impl Metrics {
             Registered::Counter(all.slowed.clone()),
         );
         name("status_writes", "Status written to objects", Registered::Counter(all.status_writes.clone()));
+        name(
+            "moved",
+            "Discovery streams ended so that another replica has them",
+            Registered::Counter(all.moved.clone()),
+        );
         registry.register(
             "heddle_control_plane_refused",
             "Connections and requests refused, by reason",

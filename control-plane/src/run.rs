@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, anyhow};
+use heddle_api::SYSTEM_NAMESPACE;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -21,10 +22,11 @@ use crate::{
     ca::{Authority, CurrentAuthority, files},
     cluster::{Cluster, review::TokenReviewer, webhook},
     compile,
-    discovery::DiscoveryService,
+    discovery::{DiscoveryService, spread},
     hub::{self, Hub},
     identity::{IdentityService, Verifier},
     metrics::Metrics,
+    object::Name,
     source::{self, Batch},
     tls::{ServingTls, serve::Server},
     token::TokenAuthority,
@@ -106,7 +108,7 @@ where
     let (tx, rx) = mpsc::channel(BATCHES);
     let prepared =
         Prepared::new(&options, CurrentAuthority::new(authority), Verifier::JoinToken(tokens)).await?;
-    Ok(prepared.start(options, tokio::spawn(source(tx)), rx, JoinSet::new()))
+    Ok(prepared.start(options, tokio::spawn(source(tx)), rx, JoinSet::new(), SYSTEM_NAMESPACE))
 }
 
 /// Starts it with a cluster as the source, and as what proves pods and holds the root. Once this returns, all three ports
@@ -128,7 +130,7 @@ pub async fn start_in_cluster(
     let grace = injection.grace;
     let opened = webhook::Opened::new(injection, listener, &authority, &cluster.namespace)?;
     let webhook_address = opened.address;
-    let ledger = Arc::default();
+    let (ledger, namespace) = (Arc::default(), cluster.namespace.clone());
     let source = tokio::spawn(source::kubernetes::run(cluster.client.clone(), Arc::clone(&ledger), tx));
     let Prepared { hub, metrics, stop, .. } = &prepared;
     let client = cluster.client.clone();
@@ -137,7 +139,7 @@ pub async fn start_in_cluster(
     let webhook = opened.spawn(client, authority, ledger, stop.clone(), &mut tasks);
     tracing::info!(address = %webhook_address, "the injector's webhook started");
     let cluster = Some(InCluster { lease, webhook, webhook_address, grace });
-    Ok(Running { cluster, ..prepared.start(options, source, rx, tasks) })
+    Ok(Running { cluster, ..prepared.start(options, source, rx, tasks, &namespace) })
 }
 
 /// What both kinds of control plane have, its ports open.
@@ -193,10 +195,13 @@ impl Prepared {
         source: JoinHandle<anyhow::Result<()>>,
         batches: mpsc::Receiver<Batch>,
         mut others: JoinSet<()>,
+        namespace: &str,
     ) -> Running {
         let Self { hub, metrics, stop, tls, address, admin_address, .. } = self;
         others.spawn(hub::run(Arc::clone(&hub), batches));
         others.spawn(Arc::clone(&tls).rotate(self.due));
+        let service = Name::new(namespace, spread::SERVICE);
+        others.spawn(spread::run(Arc::clone(&hub), service, Arc::clone(&metrics)));
         others.spawn(admin::run(self.admin_listener, Arc::clone(&hub), Arc::clone(&metrics), stop.clone()));
 
         let discovery = DiscoveryService::new(Arc::clone(&hub), Arc::clone(&metrics), stop.clone());

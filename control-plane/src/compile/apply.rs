@@ -125,6 +125,7 @@ impl Mesh {
         self.touch_around_pod(name, touched);
         let (shared, old) = self.pods.remove_entry(name).unzip();
         let shared = shared.unwrap_or_else(|| Arc::new(name.clone()));
+        self.sidecars -= usize::from(old.as_ref().is_some_and(PodEntry::runs_sidecar));
         for ip in old.iter().flat_map(|old| &old.ips) {
             self.edit_holders(*ip, |holders| holders.pods.remove(name));
         }
@@ -140,6 +141,7 @@ impl Mesh {
                     self.edit_holders(*ip, |holders| holders.pods.insert(Arc::clone(&shared)));
                 }
             }
+            self.sidecars += usize::from(entry.runs_sidecar());
             self.pods.insert(shared, entry);
         }
         self.touch_around_pod(name, touched);

@@ -99,6 +99,10 @@ impl PodEntry {
         }
     }
 
+    pub(super) const fn runs_sidecar(&self) -> bool {
+        self.meshed && !self.finished
+    }
+
     /// The pod's port that a Service port leads to.
     pub(super) fn target(&self, port: &ServicePort) -> Option<u16> {
         match &port.target {

@@ -129,6 +129,15 @@ pub struct PodFacts {
     pub finished: bool,
 }
 
+/// What the replicas of the control plane have to share.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    /// Addresses of ready replicas, of one family.
+    pub replicas: BTreeSet<IpAddr>,
+    /// Pods with a sidecar that are not finished.
+    pub sidecars: usize,
+}
+
 /// The order in which rival objects hold: by age, those without one last, then by name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Seniority {
@@ -171,6 +180,8 @@ pub struct Mesh {
     pods: HashMap<Arc<Name>, PodEntry>,
     /// Zones by node.
     zones: HashMap<String, String>,
+    /// How many of the pods run a sidecar.
+    sidecars: usize,
     pods_on: HashMap<Arc<str>, BTreeSet<Arc<Name>>>,
     services: HashMap<Arc<Name>, ServiceEntry>,
     selection: Selection,
@@ -202,6 +213,17 @@ impl Mesh {
     #[must_use]
     pub fn new(options: Options) -> Self {
         Self { options, ..Self::default() }
+    }
+
+    /// The ready addresses that `service` leads to, and the pods with a sidecar.
+    #[must_use]
+    pub fn census(&self, service: &Name) -> Census {
+        let slices = self.slices_of.get(service).into_iter().flatten();
+        let endpoints = slices.filter_map(|slice| self.slices.get(slice)).flat_map(|slice| &slice.endpoints);
+        let ready = endpoints.filter(|e| e.ready && !e.terminating).map(|e| e.address);
+        let (v4, v6): (BTreeSet<_>, BTreeSet<_>) = ready.partition(IpAddr::is_ipv4);
+        // Each replica has an address of each family that the Service has.
+        Census { replicas: if v4.len() < v6.len() { v6 } else { v4 }, sidecars: self.sidecars }
     }
 
     /// What is known of a pod.

@@ -1,11 +1,12 @@
 //! Discovery: one task for each connected sidecar, between its stream and the hub. What is sent is decided by
-//! [`session`]; here are the waits and their limits. A sidecar that names more than [`pace`] allows is not read for a
-//! while: it waits, its connection pushes back, and nobody else notices.
+//! [`session`]; here are the waits and their limits. Which replica has how many streams is [`spread`]'s business. A sidecar
+//! that names more than [`pace`] allows is not read for a while: it waits, its connection pushes back, and nobody else notices.
 
 mod backlog;
 mod pace;
 pub mod session;
 mod siblings;
+pub mod spread;
 
 use std::{
     sync::{
@@ -368,6 +369,8 @@ async fn over(
         () = stream.replaced.cancelled() => {
             Err(Status::aborted("too many streams of this pod: this one was the oldest"))
         }
+        // In good order: the sidecar comes back at once, and perhaps to another replica.
+        () = stream.moved.cancelled() => Ok(()),
         () = stop.cancelled() => Err(stopping()),
     }
 }

@@ -26,9 +26,10 @@ use self::{
     table::Table,
 };
 use crate::{
-    compile::{Dep, Mesh, Options, PodFacts},
+    compile::{Census, Dep, Mesh, Options, PodFacts},
     diagnostics::Diagnostic,
     metrics::Metrics,
+    object::Name,
     source::Batch,
 };
 
@@ -94,6 +95,12 @@ impl Hub {
     #[must_use]
     pub fn pod(&self, pod: &PodName) -> Option<PodFacts> {
         self.mesh().pod(pod)
+    }
+
+    /// How many replicas `service` leads to, and how many sidecars there are to share.
+    #[must_use]
+    pub fn census(&self, service: &Name) -> Census {
+        self.mesh().census(service)
     }
 
     /// All present problems: the source's, then the objects'.

@@ -35,6 +35,8 @@ pub struct Stream {
     pub id: StreamId,
     /// Ends the stream: a newer one of its pod took its place.
     pub replaced: CancellationToken,
+    /// Ends the stream in good order: another replica is to have it.
+    pub moved: CancellationToken,
     pod: PodName,
     /// As the metrics have it.
     version: String,
@@ -147,6 +149,7 @@ impl Streams {
         let stream = Arc::new(Stream {
             id: StreamId(self.next.fetch_add(1, Ordering::Relaxed)),
             replaced: CancellationToken::new(),
+            moved: CancellationToken::new(),
             pod: pod.clone(),
             version: all.label(&version),
             dirty: Mutex::default(),
@@ -205,6 +208,29 @@ impl Streams {
             }
         }
         self.metrics.streams.set(streams.len() as i64);
+    }
+
+    /// Pods that have a stream.
+    #[must_use]
+    pub fn pods(&self) -> usize {
+        lock(&self.all).of_pod.len()
+    }
+
+    /// Ends the streams of so many pods, the longest connected first; of how many.
+    pub fn send_away(&self, pods: usize) -> usize {
+        let all = lock(&self.all);
+        // By its newest stream: one that just came back is the last to go again.
+        let mut newest: Vec<_> = all.of_pod.values().filter_map(|own| Some((*own.last()?, own))).collect();
+        newest.retain(|(id, _)| all.streams.get(id).is_some_and(|stream| !stream.moved.is_cancelled()));
+        let count = pods.min(newest.len());
+        if count > 0 {
+            newest.select_nth_unstable_by_key(count - 1, |(id, _)| *id);
+        }
+        for stream in newest.iter().take(count).flat_map(|(_, own)| *own).filter_map(|id| all.streams.get(id))
+        {
+            stream.moved.cancel();
+        }
+        count
     }
 
     /// Every stream, the longest connected first.

@@ -37,7 +37,12 @@ pub(crate) async fn start_in(cluster: Cluster) -> Running {
 }
 
 /// A projected token of a pod, as its kubelet asks for it.
-async fn token(server: &Server, account: &str, pod: Option<(&str, &str)>, audience: &str) -> String {
+pub(crate) async fn token(
+    server: &Server,
+    account: &str,
+    pod: Option<(&str, &str)>,
+    audience: &str,
+) -> String {
     let bound = pod.map(|(name, uid)| json!({"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid}));
     let body = json!({
         "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
@@ -54,7 +59,7 @@ async fn token(server: &Server, account: &str, pod: Option<(&str, &str)>, audien
 const BUNDLE: &str = "{apiVersion: v1, kind: ConfigMap, metadata: {name: heddle-ca, namespace: NAMESPACE}}";
 
 /// The roots that are published in a namespace.
-async fn bundle(server: &Server, namespace: &str) -> Option<String> {
+pub(crate) async fn bundle(server: &Server, namespace: &str) -> Option<String> {
     let found = server.get(&BUNDLE.replace("NAMESPACE", namespace)).await?;
     found.data["data"]["ca.pem"].as_str().map(str::to_owned)
 }

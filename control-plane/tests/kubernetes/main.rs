@@ -10,6 +10,7 @@ mod follow;
 mod hints;
 mod identity;
 mod injection;
+mod spread;
 #[allow(dead_code, reason = "the tests of the chart need the rest")]
 mod server;
 mod status;

@@ -176,6 +176,11 @@ impl Stream {
         next.ok_or_else(|| Status::cancelled("the stream ended"))
     }
 
+    /// The next response, however long it takes; none: the server ended the stream in good order.
+    pub(crate) async fn read(&mut self) -> Result<Option<v1::DiscoveryResponse>, Status> {
+        self.responses.message().await
+    }
+
     /// The next response, accepted.
     pub(crate) async fn accept(&mut self) -> v1::DiscoveryResponse {
         let response = self.next().await.unwrap();

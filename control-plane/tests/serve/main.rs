@@ -6,4 +6,5 @@ mod effect;
 mod hostile;
 mod identity;
 mod restart;
+mod spread;
 mod world;

@@ -106,7 +106,12 @@ impl Writer {
                 Err(Gone) => return,
             };
             if patience.speak() {
-                tracing::warn!(%error, "no discovery: waiting for the control plane, serving what is held");
+                // Another replica is to have the stream (docs/kubernetes.md), which is no news for anybody to act on.
+                if matches!(error, StreamError::Closed) {
+                    tracing::info!("{error}: connecting again, serving what is held");
+                } else {
+                    tracing::warn!(%error, "no discovery: waiting for the control plane, serving what is held");
+                }
             }
             self.held.disconnected(error.to_string());
             if let Err(Gone) = self.pause(backoff.pause()).await {

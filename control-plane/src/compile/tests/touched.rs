@@ -180,6 +180,8 @@ proptest! {
         let anew = super::mesh(&manifests.join("\n---\n"));
         prop_assert_eq!(everything(&anew), before);
         prop_assert_eq!(anew.diagnostics(), mesh.diagnostics());
+        let service = crate::object::Name::new("n", "c");
+        prop_assert_eq!(anew.census(&service), mesh.census(&service));
     }
 }
 

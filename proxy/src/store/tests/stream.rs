@@ -162,6 +162,24 @@ async fn a_stream_that_the_server_ends_is_opened_again() {
 }
 
 #[tokio::test]
+async fn a_stream_that_ends_in_good_order_is_opened_again_at_once_with_what_is_held() {
+    let mut control_plane = ControlPlane::start().await;
+    let (_identity, store) = start(control_plane.config.clone());
+    let (mut stream, _) = opened(&mut control_plane).await;
+    let answer = ask(&store, "reviews:9080");
+    subscription(&mut stream).await;
+    stream.say(response(1, reviews("e1", &["10.0.0.1"]), vec![])).await;
+    answer.await.unwrap().unwrap();
+    acknowledgement(&mut stream).await;
+    // The control plane has another replica.
+    drop(stream);
+    let (_stream, first) = opened(&mut control_plane).await;
+    let held: Vec<_> = first.hello.unwrap().held.into_iter().map(|held| held.version).collect();
+    assert_eq!(held, ["d1", "e1"]);
+    assert_eq!(addresses(&store.cached("reviews:9080").unwrap()), ["10.0.0.1"]);
+}
+
+#[tokio::test]
 async fn a_pod_that_begins_to_terminate_is_told_so() {
     let mut control_plane = ControlPlane::start().await;
     let (_identity, store) = start(control_plane.config.clone());
