@@ -94,6 +94,7 @@ impl Cluster {
     ) -> (JoinHandle<()>, JoinSet<()>) {
         let mut tasks = JoinSet::new();
         let (leading, leads) = watch::channel(false);
+        let (problem, problems) = watch::channel(None);
         let lease = {
             let Self { client, namespace, instance } = self.clone();
             async move { lease::run(client, &namespace, instance, leading, stop).await }
@@ -105,9 +106,10 @@ impl Cluster {
             Arc::clone(&hub),
             Arc::clone(&ledger),
             Arc::clone(&metrics),
+            problem,
             leads.clone(),
         ));
-        tasks.spawn(status::Writer::new(self, hub, ledger, authority, metrics).run(leads));
+        tasks.spawn(status::Writer::new(self, hub, ledger, authority, problems, metrics).run(leads));
         (lease, tasks)
     }
 }

@@ -3,7 +3,7 @@
 
 use k8s_openapi::api::rbac::v1::PolicyRule;
 
-use super::{lease, root};
+use super::{lease, root, status::health};
 use crate::inject::webhook::registration;
 
 /// Where a right holds.
@@ -33,7 +33,7 @@ pub struct Right {
 const READ: &[&str] = &["get", "list", "watch"];
 
 /// All of them.
-pub const RIGHTS: [Right; 15] = [
+pub const RIGHTS: [Right; 17] = [
     // What the mesh is made of.
     everywhere("", &["namespaces", "nodes", "pods", "services"], READ),
     everywhere("discovery.k8s.io", &["endpointslices"], READ),
@@ -73,6 +73,9 @@ pub const RIGHTS: [Right; 15] = [
     // Who leads.
     own("coordination.k8s.io", &["leases"], &["create"]),
     Right { names: &[lease::NAME], ..own("coordination.k8s.io", &["leases"], &["get", "update"]) },
+    // How the root fares.
+    Right { names: &[health::DEPLOYMENT], ..own("apps", &["deployments"], &["get"]) },
+    Right { names: &[health::DEPLOYMENT], ..own("apps", &["deployments/status"], &["patch"]) },
 ];
 
 const fn everywhere(

@@ -52,7 +52,7 @@ const POLL: Duration = Duration::from_secs(30);
 /// How often it is looked what is due: a root to sign with, a namespace that joined the mesh.
 const LOOK: Duration = Duration::from_secs(2);
 /// From when the root's end is warned of.
-const WARN: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+pub(super) const WARN: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 /// What the root is for, and where.
 #[derive(Clone)]
@@ -65,6 +65,14 @@ pub struct Settings {
     pub trust_domain: String,
     /// Life of a workload's certificate.
     pub lifetime: Duration,
+}
+
+/// Why the Secret says nothing new.
+enum Unread {
+    /// The API server did not answer: nothing is wrong with the Secret.
+    Unavailable(kube::Error),
+    /// It is gone, or what it holds makes no authority.
+    Unusable(anyhow::Error),
 }
 
 /// The root, followed.
@@ -180,6 +188,7 @@ impl Root {
         hub: Arc<Hub>,
         ledger: Arc<Ledger>,
         metrics: Arc<Metrics>,
+        problem: watch::Sender<Option<String>>,
         leading: watch::Receiver<bool>,
     ) {
         let mut events =
@@ -195,9 +204,26 @@ impl Root {
                 _ = poll.tick() => true,
                 _ = look.tick() => false,
             };
-            if read && let Err(error) = self.read(&metrics).await {
-                metrics.root_unusable.set(1);
-                tracing::error!("the root stays as it was: {error:#}");
+            if read {
+                match self.read().await {
+                    Ok(()) => {
+                        metrics.root_unusable.set(0);
+                        problem.send_if_modified(|problem| problem.take().is_some());
+                    }
+                    Err(Unread::Unavailable(error)) => {
+                        tracing::warn!(%error, "the root's Secret could not be read, and stays as it was");
+                    }
+                    Err(Unread::Unusable(error)) => {
+                        metrics.root_unusable.set(1);
+                        let text = format!("{error:#}");
+                        tracing::error!("the root stays as it was: {text}");
+                        problem.send_if_modified(|problem| {
+                            let news = problem.as_ref() != Some(&text);
+                            *problem = Some(text);
+                            news
+                        });
+                    }
+                }
             }
             self.settle(&current, &hub, &metrics);
             if *leading.borrow() {
@@ -207,19 +233,18 @@ impl Root {
     }
 
     /// Reads the Secret.
-    async fn read(&mut self, metrics: &Metrics) -> anyhow::Result<()> {
-        let Some(secret) = self.settings.secrets().get_opt(SECRET).await? else {
-            anyhow::bail!(
+    async fn read(&mut self) -> Result<(), Unread> {
+        let Some(secret) = self.settings.secrets().get_opt(SECRET).await.map_err(Unread::Unavailable)? else {
+            return Err(Unread::Unusable(anyhow::anyhow!(
                 "Secret {}/{SECRET} is gone: restore it; a restart of every replica would make a new root, which no sidecar knows",
                 self.settings.namespace
-            );
+            )));
         };
         if self.version == secret.metadata.resource_version {
             return Ok(());
         }
-        self.secret = self.settings.authority(&secret)?;
+        self.secret = self.settings.authority(&secret).map_err(Unread::Unusable)?;
         self.version = secret.metadata.resource_version;
-        metrics.root_unusable.set(0);
         let now = Instant::now();
         let trusted = self.secret.signs_under(&self.trust.roots);
         let since =

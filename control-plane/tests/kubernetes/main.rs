@@ -7,12 +7,13 @@
 mod client;
 mod definitions;
 mod follow;
+mod health;
 mod hints;
 mod identity;
 mod injection;
-mod spread;
 #[allow(dead_code, reason = "the tests of the chart need the rest")]
 mod server;
+mod spread;
 mod status;
 mod world {
     //! What `client` takes from its own tests.

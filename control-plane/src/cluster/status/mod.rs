@@ -1,8 +1,10 @@
 //! The status writer: what the compiler says of routes and policies, written where people look with `kubectl`.
 //!
-//! Only the leader writes, and nothing that is there already. The conditions themselves are made in [`conditions`].
+//! Only the leader writes, and nothing that is there already. The conditions themselves are made in [`conditions`], and how
+//! the root fares in [`health`].
 
 pub mod conditions;
+pub mod health;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -52,6 +54,9 @@ pub struct Writer {
     /// Problems that have their Event.
     told: BTreeSet<Diagnostic>,
     warned: bool,
+    health: health::Reporter,
+    /// What makes the root's Secret unusable.
+    problem: watch::Receiver<Option<String>>,
 }
 
 impl Writer {
@@ -62,6 +67,7 @@ impl Writer {
         hub: Arc<Hub>,
         ledger: Arc<Ledger>,
         authority: Arc<CurrentAuthority>,
+        problem: watch::Receiver<Option<String>>,
         metrics: Arc<Metrics>,
     ) -> Self {
         let reporter = Reporter {
@@ -69,6 +75,7 @@ impl Writer {
             instance: Some(cluster.instance.clone()),
         };
         let recorder = Recorder::new(cluster.client.clone(), reporter);
+        let health = health::Reporter::new(cluster.client.clone(), &cluster.namespace);
         Self {
             cluster,
             hub,
@@ -79,6 +86,8 @@ impl Writer {
             written: HashMap::new(),
             told: BTreeSet::new(),
             warned: false,
+            health,
+            problem,
         }
     }
 
@@ -94,10 +103,12 @@ impl Writer {
             } else {
                 // What another leader writes meanwhile is seen by the watch.
                 self.written.clear();
+                self.health.forget();
             }
             tokio::select! {
                 changed = applied.changed(), if leads => if changed.is_err() { return },
                 changed = leading.changed() => if changed.is_err() { return },
+                changed = self.problem.changed(), if leads => if changed.is_err() { return },
                 () = tokio::time::sleep(LOOK), if leads => {}
             }
             tokio::time::sleep(TOGETHER).await;
@@ -131,6 +142,9 @@ impl Writer {
         }
         self.tell(&diagnostics).await;
         self.warn().await;
+        let problem = self.problem.borrow_and_update().clone();
+        let health = health::health(&self.authority.load(), problem.as_deref(), SystemTime::now());
+        self.health.report(health).await;
     }
 
     async fn write(&mut self, object: ObjectRef, seen: &Seen, status: &Value) {
