@@ -2,7 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     net::SocketAddr,
     rc::Rc,
     time::Duration,
@@ -25,8 +25,9 @@ const IDLE_LIMIT: Duration = Duration::from_secs(4);
 const IDLE_FOR_ANYTHING: Duration = Duration::from_secs(1);
 /// Idle for longer than this, the network is asked once more whether the server has closed.
 const IDLE_UNCHECKED: Duration = Duration::from_millis(10);
-/// Idle connections to one address.
-const MAX_IDLE_PER_ADDRESS: usize = 128;
+/// Idle connections to one address: above what is in use at once by far, for under load they go idle and are wanted again in
+/// bursts of hundreds, and a new one costs more than a request.
+const MAX_IDLE_PER_ADDRESS: usize = 1024;
 /// Idle connections of a worker.
 const MAX_IDLE: usize = 2048;
 /// How long a connection whose answer has ended may still send its request before it is given up.
@@ -35,7 +36,7 @@ const REQUEST_TAIL: Duration = Duration::from_secs(1);
 /// Idle connections by address.
 #[derive(Default)]
 pub(super) struct Http1Pool {
-    idle: RefCell<HashMap<SocketAddr, Vec<Idle>>>,
+    idle: RefCell<HashMap<SocketAddr, VecDeque<Idle>, ahash::RandomState>>,
     /// Of all addresses; true again after each pruning, and never too small.
     total: Cell<usize>,
 }
@@ -79,13 +80,13 @@ impl Http1Pool {
         let mut all = self.idle.borrow_mut();
         let list = all.get_mut(&address)?;
         let now = Instant::now();
-        while let Some(idle) = list.pop() {
+        while let Some(idle) = list.pop_back() {
             let age = now - idle.since;
             if age >= IDLE_LIMIT {
                 // Those below were idle for longer still.
                 list.clear();
             } else if age > IDLE_FOR_ANYTHING && !repeatable {
-                list.push(idle);
+                list.push_back(idle);
                 return None;
             } else if idle.connection.sender.is_ready() && idle.connection.expires > now {
                 self.total.set(self.total.get().saturating_sub(1));
@@ -105,9 +106,9 @@ impl Http1Pool {
         let list = all.entry(address).or_default();
         if list.len() >= MAX_IDLE_PER_ADDRESS {
             // The oldest is the one least likely to be wanted.
-            list.remove(0);
+            list.pop_front();
         }
-        list.push(Idle { connection, since: Instant::now() });
+        list.push_back(Idle { connection, since: Instant::now() });
     }
 
     /// Closes what was idle for too long or was closed by the server. True: some are left.
@@ -122,13 +123,13 @@ impl Http1Pool {
             });
             !list.is_empty()
         });
-        self.total.set(all.values().map(Vec::len).sum());
+        self.total.set(all.values().map(VecDeque::len).sum());
         !all.is_empty()
     }
 
     #[cfg(test)]
     pub(super) fn idle(&self, address: SocketAddr) -> usize {
-        self.idle.borrow().get(&address).map_or(0, Vec::len)
+        self.idle.borrow().get(&address).map_or(0, VecDeque::len)
     }
 }
 
