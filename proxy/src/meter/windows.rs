@@ -7,7 +7,7 @@
 //! however long it rests. Whether the peer answers PINGs is looked at in the same way, since `h2` waits for that answer
 //! before it ends a connection in good order.
 
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 
 use tokio::time::Instant;
 
@@ -51,7 +51,8 @@ pub struct Windows {
     /// PINGs that the peer has not answered, and since when.
     pings: u32,
     pings_wait: Option<(Instant, u64)>,
-    streams: Vec<Stream>,
+    /// By their number: they begin in that order, and mostly end in it.
+    streams: VecDeque<Stream>,
     newest: u32,
     /// Something may wait: it is worth a look.
     suspect: bool,
@@ -73,7 +74,7 @@ impl Windows {
             connection_waits: None,
             pings: 0,
             pings_wait: None,
-            streams: Vec::new(),
+            streams: VecDeque::new(),
             newest: 0,
             suspect: false,
             moved: false,
@@ -88,9 +89,12 @@ impl Windows {
         self.suspect
     }
 
+    fn position(&self, id: u32) -> Option<usize> {
+        self.streams.binary_search_by_key(&id, |stream| stream.id).ok()
+    }
+
     fn find(&mut self, id: u32) -> Option<&mut Stream> {
-        // The newest are asked for most.
-        self.streams.iter_mut().rev().find(|stream| stream.id == id)
+        self.position(id).map(|at| &mut self.streams[at])
     }
 
     /// The client sent HEADERS: a request, or its trailers.
@@ -100,7 +104,7 @@ impl Windows {
         }
         self.newest = id;
         self.moved = true;
-        self.streams.push(Stream { id, window: self.initial, answered: false, waits: None });
+        self.streams.push_back(Stream { id, window: self.initial, answered: false, waits: None });
     }
 
     /// HEADERS went out.
@@ -138,8 +142,8 @@ impl Windows {
 
     /// The stream has ended, or was reset by either side.
     pub fn closed(&mut self, id: u32) {
-        if let Some(index) = self.streams.iter().rposition(|stream| stream.id == id) {
-            self.streams.swap_remove(index);
+        if let Some(at) = self.position(id) {
+            self.streams.remove(at);
         }
     }
 
