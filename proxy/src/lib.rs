@@ -6,6 +6,7 @@
 pub mod access;
 pub mod admin;
 pub mod balance;
+pub mod batch;
 pub mod capture;
 pub mod carrier;
 pub mod cli;

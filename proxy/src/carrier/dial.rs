@@ -16,10 +16,12 @@ use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
+    ahead::ReadAhead,
     peer::{Peer, SendError},
     settings,
 };
 use crate::{
+    batch::{Batched, InTurns, Turns},
     identity::{Credentials, verify},
     meter::{Metered, Side},
     metrics::{Direction, PeerRefusal, WorkerMetrics},
@@ -27,7 +29,9 @@ use crate::{
 };
 
 /// What a connection runs over.
-pub(super) type Io = Metered<TlsStream<TcpStream>>;
+pub(super) type Io = Metered<Batched<Tls>>;
+/// What is below HTTP/2, and what ends its turns.
+pub(super) type Tls = TlsStream<ReadAhead<TcpStream>>;
 
 /// Dials a peer. It is done when the peer's SETTINGS are there: in TLS 1.3 the caller is through with the handshake before
 /// the answering side has judged its certificate, and a request must not be what finds out. Bounded by the caller.
@@ -36,13 +40,13 @@ pub(super) async fn dial(
     port: u16,
     credentials: &Credentials,
     metrics: &WorkerMetrics,
-) -> Result<(SendRequest<Bytes>, Connection<Io, Bytes>), SendError> {
+) -> Result<(SendRequest<Bytes>, InTurns<Connection<Io, Bytes>, Tls>), SendError> {
     let failed = |what: &dyn std::fmt::Display| SendError::unsent(Reason::ConnectFailed, peer, what);
     let tcp = connect(peer.address.ip(), port).await.map_err(|e| failed(&e))?;
     let name = rustls_pki_types::ServerName::try_from(peer.name.to_string())
         .expect("<form>.<port>.heddle is a valid DNS name");
     let mut tls =
-        TlsConnector::from(credentials.client.clone()).connect(name, tcp).await.map_err(|error| {
+        TlsConnector::from(credentials.client.clone()).connect(name, ReadAhead::new(tcp)).await.map_err(|error| {
             let reason = reason_of_tls(&error);
             if reason == Reason::PeerIdentity {
                 metrics.peer_refused(Direction::Outbound, PeerRefusal::Unusable);
@@ -65,10 +69,13 @@ pub(super) async fn dial(
         let what = format!("the peer is {found}, not {}", peer.identity);
         return Err(SendError::unsent(Reason::PeerIdentity, peer, what));
     }
-    let (sender, mut connection) = settings::client(peer.name.form)
-        .handshake(Metered::new(tls, Side::Client))
+    let cork = settings::corks(peer.name.form).then(|| tls.get_ref().0.cork());
+    let (io, turns): (_, Turns<Tls>) = Batched::corked(tls, cork);
+    let (sender, connection) = settings::client(peer.name.form)
+        .handshake(Metered::new(io, Side::Client))
         .await
         .map_err(|e| failed(&e))?;
+    let mut connection = InTurns::new(connection, turns);
     poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
         Poll::Ready(Ok(())) => Poll::Ready(Err(failed(&"the peer closed before its SETTINGS"))),
         Poll::Ready(Err(error)) => Poll::Ready(Err(failed(&error))),

@@ -270,7 +270,7 @@ impl Pool {
             return Err(SendError::unsent(Reason::NotReady, peer, "no certificate yet"));
         };
         let (sender, mut driven) = dial(peer, self.port, &credentials, &self.metrics).await?;
-        let ping = driven.ping_pong().expect("the first to ask for a connection's PINGs");
+        let ping = driven.get_mut().ping_pong().expect("the first to ask for a connection's PINGs");
         let connection = Connection::new(sender, Rc::downgrade(home));
         let retire = Retire(Rc::downgrade(&connection));
         let open = self.metrics.connection(Direction::Outbound, true);

@@ -25,16 +25,21 @@ use tokio::{net::TcpStream, task::spawn_local, time::timeout};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::{
+    ahead::ReadAhead,
     keeper::{AbortOnDrop, Signal, keep_server},
-    settings::{HANDLERS, HANDSHAKE, tls_buffer},
+    settings::{HANDLERS, HANDSHAKE, corks, tls_buffer},
 };
 use crate::{
+    batch::{Batched, InTurns, Turns},
     identity::{
         Credentials,
         verify::{self, PeerError},
     },
     meter::{Metered, Side},
 };
+
+/// What is below HTTP/2.
+type Tls = TlsStream<ReadAhead<TcpStream>>;
 
 /// Why an accepted connection was closed before its first request.
 #[derive(Debug, thiserror::Error)]
@@ -68,7 +73,8 @@ pub struct Incoming {
     pub peer: SpiffeId,
     /// Which port of the pod it is for, and what the application is to get.
     pub name: ServerName,
-    connection: Connection<Metered<TlsStream<TcpStream>>, Bytes>,
+    connection: Connection<Metered<Batched<Tls>>, Bytes>,
+    turns: Turns<Tls>,
 }
 
 impl std::fmt::Debug for Incoming {
@@ -98,7 +104,7 @@ async fn shake_hands(
     patience: Duration,
 ) -> Result<Incoming, AcceptError> {
     io.set_nodelay(true).map_err(AcceptError::Tls)?;
-    let mut tls = TlsAcceptor::from(credentials.server.clone()).accept(io).await.map_err(AcceptError::Tls)?;
+    let mut tls = TlsAcceptor::from(credentials.server.clone()).accept(ReadAhead::new(io)).await.map_err(AcceptError::Tls)?;
     let session = tls.get_mut().1;
     let peer = verify::peer(session.peer_certificates(), &credentials.trust, SystemTime::now())?;
     if session.alpn_protocol() != Some(ALPN) {
@@ -106,13 +112,15 @@ async fn shake_hands(
     }
     let name: ServerName = session.server_name().ok_or(AcceptError::NoServerName)?.parse()?;
     session.set_buffer_limit(Some(tls_buffer(name.form)));
+    let cork = corks(name.form).then(|| tls.get_ref().0.cork());
+    let (io, turns) = Batched::corked(tls, cork);
     let metered = match name.form {
-        Form::Http1 | Form::Http2 => Metered::server(tls, patience),
-        Form::Tcp => Metered::new(tls, Side::Server),
+        Form::Http1 | Form::Http2 => Metered::server(io, patience),
+        Form::Tcp => Metered::new(io, Side::Server),
     };
-    let connection =
-        super::settings::server(name.form).handshake(metered).await.map_err(AcceptError::Http2)?;
-    Ok(Incoming { peer, name, connection })
+    let handshake = super::settings::server(name.form).handshake(metered);
+    let connection = InTurns::new(handshake, turns.clone()).await.map_err(AcceptError::Http2)?;
+    Ok(Incoming { peer, name, connection, turns })
 }
 
 impl Incoming {
@@ -148,7 +156,12 @@ impl Incoming {
                     draining = true;
                     self.connection.graceful_shutdown();
                 }
-                self.connection.poll_accept(cx)
+                let polled = self.connection.poll_accept(cx);
+                // Where there is a request the next look follows at once, in the same turn.
+                if !matches!(polled, Poll::Ready(Some(Ok(_)))) {
+                    self.turns.end(cx);
+                }
+                polled
             })
             .await;
             let Some(accepted) = accepted else { return Ok(()) };

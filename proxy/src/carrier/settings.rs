@@ -112,10 +112,20 @@ impl Sizes {
     }
 }
 
-/// Bytes that TLS may hold encrypted and unsent: a frame goes out in one write.
+/// Bytes that TLS may hold encrypted and unsent: a frame goes out in one write, of small ones several.
 #[must_use]
 pub const fn tls_buffer(form: Form) -> usize {
-    2 * sizes(form).frame as usize
+    match form {
+        Form::Http1 | Form::Http2 => 5 * sizes(form).frame as usize,
+        Form::Tcp => 2 * sizes(form).frame as usize,
+    }
+}
+
+/// Whether large writes wait for the end of the turn too. A tunnel's frames are large enough by themselves, and the
+/// sooner one goes the sooner the other side can begin.
+#[must_use]
+pub const fn corks(form: Form) -> bool {
+    matches!(form, Form::Http1 | Form::Http2)
 }
 
 /// The calling side.

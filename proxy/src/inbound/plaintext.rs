@@ -31,6 +31,7 @@ use super::{
     record::{self, Record},
 };
 use crate::{
+    batch::{Batched, InTurns},
     carrier::copy::Socket,
     config::AppProtocol,
     detect::{Protocol, Rewind, detect},
@@ -274,9 +275,10 @@ async fn serve_http2(door: &Rc<Door>, io: Rewind<TcpStream>, target: Target) -> 
     };
     let mut http2 = settings::http2_server();
     http2.timer(TokioTimer::new()).keep_alive_interval(PING_EVERY).keep_alive_timeout(PING_TIMEOUT);
+    let (io, turns) = Batched::new(io);
     let io = TokioIo::new(Metered::server(io, patience));
-    let serving = http2.serve_connection(io, service);
-    let ended = drain.drive(serving, enough, hyper::server::conn::http2::Connection::graceful_shutdown).await;
+    let serving = InTurns::new(http2.serve_connection(io, service), turns);
+    let ended = drain.drive(serving, enough, |serving| serving.get_pin_mut().graceful_shutdown()).await;
     ended.map_err(|error| unreadable(door, error))
 }
 

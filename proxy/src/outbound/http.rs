@@ -24,6 +24,7 @@ use super::{
     websocket::{self, Offer},
 };
 use crate::{
+    batch::{Batched, InTurns},
     detect::Rewind,
     meter::Metered,
     metrics::Direction,
@@ -100,6 +101,7 @@ where
     let drain = worker.drain.clone();
     let metrics = Arc::clone(&worker.metrics);
     let connection = Connection::new(worker, target);
+    let (io, turns) = Batched::new(io);
     let io = TokioIo::new(Metered::server(io, connection.worker.settings.stall_timeout));
     let of_requests = Rc::clone(&connection);
     let service = service_fn(move |request| {
@@ -108,7 +110,8 @@ where
     });
     let serving = settings::http2_server().enable_connect_protocol().serve_connection(io, service);
     let enough = connection.stalled.notified();
-    let ended = drain.drive(serving, enough, hyper::server::conn::http2::Connection::graceful_shutdown).await;
+    let serving = InTurns::new(serving, turns);
+    let ended = drain.drive(serving, enough, |serving| serving.get_pin_mut().graceful_shutdown()).await;
     if let Err(error) = ended {
         plain::count_unreadable(&metrics, Direction::Outbound, &error);
         tracing::debug!(%error, "an application's HTTP/2 connection ended");

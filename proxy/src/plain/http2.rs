@@ -21,9 +21,10 @@ use tokio::{
 use super::{
     body::SendBody,
     dial, failure, lifetime,
-    settings::{self, LocalExecutor},
+    settings,
 };
 use crate::{
+    batch::{Batched, TurnsExecutor},
     carrier::{SendError, Sent},
     meter::{Metered, Side},
     reason::Reason,
@@ -100,8 +101,10 @@ impl Http2Pool {
             return Ok(stream);
         }
         let io = dial::connect(address, deadline.saturating_duration_since(Instant::now())).await?;
+        let (io, turns) = Batched::new(io);
         let io = TokioIo::new(Metered::new(io, Side::Client));
-        let handshake = settings::http2_client().handshake(io);
+        // hyper polls the connection in a task that it spawns.
+        let handshake = settings::http2_client(TurnsExecutor(turns)).handshake(io);
         let (sender, connection) = match timeout_at(deadline, handshake).await {
             Ok(Ok(pair)) => pair,
             Ok(Err(error)) => {
@@ -170,7 +173,7 @@ impl Shared {
 /// Runs a connection to its end, with an eye on how many streams the server allows.
 async fn drive(
     address: SocketAddr,
-    mut connection: Connection<TokioIo<Metered<TcpStream>>, SendBody, LocalExecutor>,
+    mut connection: Connection<TokioIo<Metered<Batched<TcpStream>>>, SendBody, TurnsExecutor<TcpStream>>,
     load: Rc<Load>,
 ) {
     let end = poll_fn(|cx| {

@@ -81,8 +81,8 @@ pub fn http1_client() -> client::conn::http1::Builder {
 
 /// Calls an application that speaks HTTP/2, on a connection that is [metered](crate::meter::Metered).
 #[must_use]
-pub fn http2_client() -> client::conn::http2::Builder<LocalExecutor> {
-    let mut builder = client::conn::http2::Builder::new(LocalExecutor);
+pub fn http2_client<E: Clone>(executor: E) -> client::conn::http2::Builder<E> {
+    let mut builder = client::conn::http2::Builder::new(executor);
     builder
         .max_header_list_size(HTTP2_HEADER_LIST)
         .initial_stream_window_size(STREAM_WINDOW)
