@@ -132,8 +132,9 @@ fn headers_of_a_request_coming_in(bencher: Bencher<'_, '_>) {
 fn headers_towards_http1(bencher: Bencher<'_, '_>) {
     let mut parts = request("http://reviews:9080/api/reviews/1");
     parts.headers.remove(header::HOST);
+    let last_host = edge::WrittenHost::default();
     bencher.with_inputs(|| parts.clone()).bench_local_values(|mut parts| {
-        edge::to_http1(&mut parts, false, None);
+        edge::to_http1(&mut parts, false, None, &last_host);
         parts
     });
 }

@@ -94,6 +94,20 @@ impl LastHost {
     }
 }
 
+/// The last Host that was written, which is mostly the next one too.
+#[derive(Default)]
+pub struct WrittenHost(Cell<Option<HeaderValue>>);
+
+impl WrittenHost {
+    fn write(&self, authority: &Authority) -> Option<HeaderValue> {
+        let last = self.0.take().filter(|last| last.as_bytes() == authority.as_str().as_bytes());
+        // A copy, as in [`LastHost`].
+        let last = last.or_else(|| HeaderValue::from_str(authority.as_str()).ok());
+        self.0.set(last.clone());
+        last
+    }
+}
+
 /// Brings a request that a client sent into the form that holds inside the sidecar. Gives back the protocols that
 /// an HTTP/1.1 client would change to, in its order: its offer without those that are HTTP.
 ///
@@ -186,8 +200,13 @@ pub(super) fn remove_words(headers: &mut HeaderMap) {
 }
 
 /// Writes a request for an HTTP/1.1 server: origin-form, one Host, one Cookie, a length that the receiver can see.
-pub fn to_http1(parts: &mut request::Parts, has_body: bool, upgrade: Option<&HeaderValue>) {
-    let host = parts.uri.authority().and_then(|a| HeaderValue::from_str(a.as_str()).ok());
+pub fn to_http1(
+    parts: &mut request::Parts,
+    has_body: bool,
+    upgrade: Option<&HeaderValue>,
+    last: &WrittenHost,
+) {
+    let host = parts.uri.authority().and_then(|authority| last.write(authority));
     // A request without authority (HTTP/1.0) gets an empty Host (RFC 9112, 3.2).
     parts.headers.insert(header::HOST, host.unwrap_or_else(|| HeaderValue::from_static("")));
     if parts.method != Method::CONNECT {

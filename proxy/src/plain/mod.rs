@@ -63,6 +63,7 @@ pub enum Upgrade {
 pub struct PlainPool {
     header_limit: usize,
     http1: Rc<http1::Http1Pool>,
+    last_host: edge::WrittenHost,
     http2: http2::Http2Pool,
     pruning: Cell<bool>,
 }
@@ -74,6 +75,7 @@ impl PlainPool {
         Rc::new(Self {
             header_limit,
             http1: Rc::default(),
+            last_host: edge::WrittenHost::default(),
             http2: http2::Http2Pool::default(),
             pruning: Cell::new(false),
         })
@@ -120,7 +122,7 @@ impl PlainPool {
         self.keep_pruned();
         let (mut parts, ()) = request.into_parts();
         let method = parts.method.clone();
-        edge::to_http1(&mut parts, false, Some(protocol));
+        edge::to_http1(&mut parts, false, Some(protocol), &self.last_host);
         let io = dial::connect(address, connect_timeout).await?;
         let mut connection = http1::open(address, io).await?;
         let request = Request::from_parts(parts, SendBody::empty());
@@ -150,7 +152,7 @@ impl PlainPool {
     ) -> Result<Response<PlainBody>, SendError> {
         let method = parts.method.clone();
         let is_empty = body.is_end_stream();
-        edge::to_http1(&mut parts, !is_empty, None);
+        edge::to_http1(&mut parts, !is_empty, None, &self.last_host);
         let repeatable = is_empty && method.is_idempotent();
         if let Some(mut connection) = self.http1.take(address, repeatable).await {
             let spare = repeatable.then(|| copy(&parts));

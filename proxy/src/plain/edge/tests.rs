@@ -425,7 +425,7 @@ fn a_request_for_http_1_has_one_host_one_cookie_and_a_length() {
         .body(())
         .unwrap()
         .into_parts();
-    to_http1(&mut parts, true, None);
+    to_http1(&mut parts, true, None, &WrittenHost::default());
     assert_eq!(parts.uri, "/a?b");
     let value =
         |name: &str| parts.headers.get_all(name).iter().map(|v| v.to_str().unwrap()).collect::<Vec<_>>();
