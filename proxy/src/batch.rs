@@ -142,11 +142,7 @@ impl<IO: AsyncWrite + Unpin> Shared<IO> {
     }
 
     /// Sends what is kept and a large write behind it; gives how much went of the latter.
-    fn poll_write_through(
-        &mut self,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write_through(&mut self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         loop {
             let before = self.waiting();
             let mut parts = [IoSlice::new(&[]); PARTS];
@@ -208,11 +204,7 @@ impl<IO: AsyncWrite + Unpin> Shared<IO> {
 }
 
 impl<IO: AsyncRead + Unpin> AsyncRead for Batched<IO> {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let shared = &mut *self.0.borrow_mut();
         shared.touched = true;
         match Pin::new(&mut shared.io).poll_read(cx, buf) {

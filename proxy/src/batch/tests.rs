@@ -25,11 +25,7 @@ impl Narrow {
 }
 
 impl AsyncRead for Narrow {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-        _: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Poll::Pending
     }
 }
@@ -149,7 +145,9 @@ fn what_is_written_and_flushed_in_one_turn_is_one_write_at_its_end() {
 fn a_large_write_takes_what_was_kept_with_it_and_is_not_copied() {
     let (mut io, turns) = Batched::new(Narrow::new(usize::MAX));
     assert!(write(&mut io, &[b"before"]).is_ready());
-    assert!(matches!(write(&mut io, &[b"head", &[1; LARGE]]), Poll::Ready(Ok(written)) if written == LARGE + 4));
+    assert!(
+        matches!(write(&mut io, &[b"head", &[1; LARGE]]), Poll::Ready(Ok(written)) if written == LARGE + 4)
+    );
     assert_eq!(io.0.borrow().io.writes, 1);
     assert!(taken(&io).starts_with(b"beforehead\x01"));
     turns.end(&mut cx());

@@ -45,8 +45,10 @@ pub(super) async fn dial(
     let tcp = connect(peer.address.ip(), port).await.map_err(|e| failed(&e))?;
     let name = rustls_pki_types::ServerName::try_from(peer.name.to_string())
         .expect("<form>.<port>.heddle is a valid DNS name");
-    let mut tls =
-        TlsConnector::from(credentials.client.clone()).connect(name, ReadAhead::new(tcp)).await.map_err(|error| {
+    let mut tls = TlsConnector::from(credentials.client.clone())
+        .connect(name, ReadAhead::new(tcp))
+        .await
+        .map_err(|error| {
             let reason = reason_of_tls(&error);
             if reason == Reason::PeerIdentity {
                 metrics.peer_refused(Direction::Outbound, PeerRefusal::Unusable);

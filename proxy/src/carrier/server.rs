@@ -104,7 +104,10 @@ async fn shake_hands(
     patience: Duration,
 ) -> Result<Incoming, AcceptError> {
     io.set_nodelay(true).map_err(AcceptError::Tls)?;
-    let mut tls = TlsAcceptor::from(credentials.server.clone()).accept(ReadAhead::new(io)).await.map_err(AcceptError::Tls)?;
+    let mut tls = TlsAcceptor::from(credentials.server.clone())
+        .accept(ReadAhead::new(io))
+        .await
+        .map_err(AcceptError::Tls)?;
     let session = tls.get_mut().1;
     let peer = verify::peer(session.peer_certificates(), &credentials.trust, SystemTime::now())?;
     if session.alpn_protocol() != Some(ALPN) {

@@ -18,11 +18,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{
-    body::SendBody,
-    dial, failure, lifetime,
-    settings,
-};
+use super::{body::SendBody, dial, failure, lifetime, settings};
 use crate::{
     batch::{Batched, TurnsExecutor},
     carrier::{SendError, Sent},
