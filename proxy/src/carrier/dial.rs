@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
-    ahead::ReadAhead,
+    corked::Corked,
     peer::{Peer, SendError},
     settings,
 };
@@ -31,7 +31,7 @@ use crate::{
 /// What a connection runs over.
 pub(super) type Io = Metered<Batched<Tls>>;
 /// What is below HTTP/2, and what ends its turns.
-pub(super) type Tls = TlsStream<ReadAhead<TcpStream>>;
+pub(super) type Tls = TlsStream<Corked<TcpStream>>;
 
 /// Dials a peer. It is done when the peer's SETTINGS are there: in TLS 1.3 the caller is through with the handshake before
 /// the answering side has judged its certificate, and a request must not be what finds out. Bounded by the caller.
@@ -46,7 +46,7 @@ pub(super) async fn dial(
     let name = rustls_pki_types::ServerName::try_from(peer.name.to_string())
         .expect("<form>.<port>.heddle is a valid DNS name");
     let mut tls = TlsConnector::from(credentials.client.clone())
-        .connect(name, ReadAhead::new(tcp))
+        .connect(name, Corked::new(tcp))
         .await
         .map_err(|error| {
             let reason = reason_of_tls(&error);

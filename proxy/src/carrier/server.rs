@@ -25,7 +25,7 @@ use tokio::{net::TcpStream, task::spawn_local, time::timeout};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use super::{
-    ahead::ReadAhead,
+    corked::Corked,
     keeper::{AbortOnDrop, Signal, keep_server},
     settings::{HANDLERS, HANDSHAKE, corks, tls_buffer},
 };
@@ -39,7 +39,7 @@ use crate::{
 };
 
 /// What is below HTTP/2.
-type Tls = TlsStream<ReadAhead<TcpStream>>;
+type Tls = TlsStream<Corked<TcpStream>>;
 
 /// Why an accepted connection was closed before its first request.
 #[derive(Debug, thiserror::Error)]
@@ -105,7 +105,7 @@ async fn shake_hands(
 ) -> Result<Incoming, AcceptError> {
     io.set_nodelay(true).map_err(AcceptError::Tls)?;
     let mut tls = TlsAcceptor::from(credentials.server.clone())
-        .accept(ReadAhead::new(io))
+        .accept(Corked::new(io))
         .await
         .map_err(AcceptError::Tls)?;
     let session = tls.get_mut().1;

@@ -8,7 +8,7 @@
 //! | unsent data: streams × send buffer | 128 × 128 KiB = 16 MiB | 128 × 512 KiB = 64 MiB |
 //! | header lists: streams × list | 128 × 512 KiB = 64 MiB | 128 × 16 KiB = 2 MiB |
 //! | bookkeeping of unread small frames (measured: 258 bytes each) | 16 MiB | 16 MiB |
-//! | bytes read ahead, one batch kept, one being encrypted | 0.2 MiB | 1 MiB |
+//! | one frame being read, one batch kept, one encrypted | 0.2 MiB | 1 MiB |
 //! | **a peer that does its worst** | **128 MiB** | **211 MiB** |
 //!
 //! To that comes what small unread frames keep alive, namely the read buffers that they came in. It takes a peer that sends
