@@ -176,7 +176,7 @@ async fn drain_when_terminating(store: Arc<Store>, trigger: Arc<DrainTrigger>) {
         let changed = store.inbound_changed();
         if store.inbound().is_some_and(|inbound| inbound.terminating) {
             tracing::info!("the pod is terminating: draining, and serving what comes");
-            trigger.start();
+            trigger.terminating();
             return;
         }
         changed.await;
@@ -202,7 +202,7 @@ async fn until_the_end(
     }
     let deadline = Instant::now() + drain_time;
     tracing::info!(open = workers.open(), limit = ?drain_time, "leaving: waiting for open connections");
-    trigger.start();
+    trigger.leave();
     while workers.open() > 0 && Instant::now() < deadline {
         sleep(LOOK).await;
     }

@@ -112,29 +112,41 @@ impl Settings {
     }
 }
 
-/// Tells everything that serves connections that the sidecar is leaving.
+/// Tells everything that serves connections how far the pod is on its way out.
+///
+/// The control plane's word comes first, while the application lives and callers have yet to hear of it. Nobody may lose a
+/// request by it: those who call in are told to go elsewhere, each with an answer, and what the application itself has
+/// open stays as it was. SIGTERM comes when the application has gone, and ends what is idle.
 #[derive(Clone, Debug)]
-pub struct Drain(watch::Receiver<bool>);
+pub struct Drain(watch::Receiver<Stage>);
 
-/// Starts the drain; dropped without a word, it never starts.
+/// How far the pod is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    Staying,
+    Terminating,
+    Leaving,
+}
+
+/// Moves the drain on, never back; dropped without a word, it never starts.
 #[derive(Debug)]
-pub struct DrainTrigger(watch::Sender<bool>);
+pub struct DrainTrigger(watch::Sender<Stage>);
 
 impl Drain {
     /// A drain that has not begun.
     #[must_use]
     pub fn new() -> (DrainTrigger, Self) {
-        let (sender, receiver) = watch::channel(false);
+        let (sender, receiver) = watch::channel(Stage::Staying);
         (DrainTrigger(sender), Self(receiver))
     }
 
-    /// Whether it has begun.
+    /// Whether the pod is terminating, or the sidecar leaving already.
     #[must_use]
-    pub fn is_draining(&self) -> bool {
-        *self.0.borrow()
+    pub fn is_terminating(&self) -> bool {
+        *self.0.borrow() >= Stage::Terminating
     }
 
-    /// Drives a connection to its end. When the drain begins, or `enough` says so, `finish` asks the connection to answer
+    /// Drives a connection to its end. When the sidecar leaves, or `enough` says so, `finish` asks the connection to answer
     /// what it has and close.
     pub async fn drive<F: Future>(
         mut self,
@@ -145,26 +157,48 @@ impl Drain {
         let mut connection = pin!(connection);
         tokio::select! {
             ended = connection.as_mut() => return ended,
-            () = self.started() => {}
+            () = self.leaving() => {}
             () = enough => {}
         }
         finish(connection.as_mut());
         connection.await
     }
 
-    /// Waits until it begins.
-    pub async fn started(&mut self) {
-        if self.0.wait_for(|draining| *draining).await.is_err() {
-            // The trigger is gone: nothing will ever start it.
+    /// Waits until the pod is terminating.
+    pub async fn terminating(&mut self) {
+        self.reached(Stage::Terminating).await;
+    }
+
+    /// Waits until the sidecar leaves.
+    pub async fn leaving(&mut self) {
+        self.reached(Stage::Leaving).await;
+    }
+
+    async fn reached(&mut self, stage: Stage) {
+        if self.0.wait_for(|now| *now >= stage).await.is_err() {
+            // The trigger is gone: nothing will ever move it.
             std::future::pending::<()>().await;
         }
     }
 }
 
 impl DrainTrigger {
-    /// Begins; again is the same.
-    pub fn start(&self) {
-        self.0.send_replace(true);
+    /// The pod is terminating, by the control plane's word.
+    pub fn terminating(&self) {
+        self.reach(Stage::Terminating);
+    }
+
+    /// The sidecar was told to end.
+    pub fn leave(&self) {
+        self.reach(Stage::Leaving);
+    }
+
+    fn reach(&self, stage: Stage) {
+        self.0.send_if_modified(|now| {
+            let further = *now < stage;
+            *now = stage.max(*now);
+            further
+        });
     }
 }
 
@@ -211,11 +245,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_drain_reaches_whoever_asks_before_and_after() {
+    async fn a_drain_reaches_whoever_asks_before_and_after_and_never_goes_back() {
         let (trigger, mut drain) = Drain::new();
-        assert!(!drain.is_draining());
-        trigger.start();
-        drain.started().await;
-        assert!(drain.clone().is_draining());
+        assert!(!drain.is_terminating());
+        trigger.terminating();
+        drain.terminating().await;
+        assert!(drain.clone().is_terminating());
+        let leaving = tokio::time::timeout(Duration::ZERO, drain.leaving()).await;
+        assert!(leaving.is_err(), "the application lives yet");
+        trigger.leave();
+        trigger.terminating();
+        drain.leaving().await;
     }
 }

@@ -60,7 +60,7 @@ pub async fn serve(worker: Rc<Worker>, io: TcpStream) {
         }
     };
     let mut drain = worker.drain.clone();
-    let leaving = Box::pin(async move { drain.started().await });
+    let leaving = Box::pin(async move { drain.terminating().await });
     let door = Door::new(worker, client, Some(incoming.peer.clone()));
     let connection = Rc::new(Connection {
         name: incoming.name,

@@ -21,6 +21,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::SockRef;
 use tokio::{
     net::TcpStream,
+    sync::Notify,
     time::{Instant, timeout},
 };
 
@@ -254,9 +255,12 @@ async fn serve_http2(door: &Rc<Door>, io: Rewind<TcpStream>, target: Target) -> 
     let door_of_requests = Rc::clone(door);
     let asked = Rc::new(Cell::new(false));
     let asks = Rc::clone(&asked);
+    let served = Rc::new(Notify::new());
+    let serves = Rc::clone(&served);
     let service = service_fn(move |request| {
         let door = Rc::clone(&door_of_requests);
         asks.set(true);
+        serves.notify_one();
         async move { Ok::<_, Infallible>(answer(door, target, request).await) }
     });
     let idle = async move {
@@ -267,9 +271,16 @@ async fn serve_http2(door: &Rc<Door>, io: Rewind<TcpStream>, target: Target) -> 
             }
         }
     };
+    // Who connects while the pod terminates has not heard of it yet, and gets a first request served.
+    let mut terminating = drain.clone();
+    let goodbye = async move {
+        terminating.terminating().await;
+        served.notified().await;
+    };
     let enough = async move {
         tokio::select! {
             () = idle => {}
+            () = goodbye => {}
             () = door.stalled.notified() => {}
         }
     };
@@ -323,6 +334,10 @@ async fn answer(door: Rc<Door>, target: Target, mut request: Request<Incoming>) 
     }
     let (mut head, body) = answer.into_parts();
     edge::answer_to_http1(&mut head);
+    // An idle connection is not closed: its client may have sent a request that must not be lost, and hears it here.
+    if door.worker.drain.is_terminating() && head.status != StatusCode::SWITCHING_PROTOCOLS {
+        head.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     Response::from_parts(head, body)
 }
 

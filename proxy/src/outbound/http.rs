@@ -75,7 +75,7 @@ impl Connection {
     }
 }
 
-/// Serves HTTP/1 until either side closes, or the sidecar drains; as long as an application likes to keep it.
+/// Serves HTTP/1 until either side closes, or the sidecar leaves; as long as an application likes to keep it.
 pub async fn serve_http1<T>(worker: Rc<Worker>, io: Rewind<T>, target: Target)
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -93,7 +93,7 @@ where
     }
 }
 
-/// Serves HTTP/2 until either side closes, or the sidecar drains.
+/// Serves HTTP/2 until either side closes, or the sidecar leaves.
 pub async fn serve_http2<T>(worker: Rc<Worker>, io: T, target: Target)
 where
     T: AsyncRead + AsyncWrite + Unpin + 'static,

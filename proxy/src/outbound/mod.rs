@@ -126,7 +126,7 @@ async fn first_bytes<T: Socket>(
     let mut drain = worker.drain.clone();
     let found = tokio::select! {
         found = detect(io, Some(silence.unwrap_or(SILENCE))) => found,
-        () = drain.started() => return None,
+        () = drain.leaving() => return None,
     };
     match found {
         Ok((Protocol::Silent, _)) if silence.is_none() => None,

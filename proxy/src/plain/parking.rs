@@ -40,7 +40,7 @@ const FIRST_READ: usize = 2048;
 pub struct Lot {
     moving: RefCell<Vec<Weak<Spot>>>,
     looking: Cell<bool>,
-    draining: Cell<bool>,
+    leaving: Cell<bool>,
 }
 
 /// One connection while hyper serves it.
@@ -63,15 +63,15 @@ enum Left<T> {
 }
 
 impl Lot {
-    /// An empty one, whose connections end when the drain begins.
+    /// An empty one, whose connections end when the sidecar leaves.
     #[must_use]
     pub fn new(mut drain: Drain) -> Rc<Self> {
         let lot = Rc::new(Self::default());
         let weak = Rc::downgrade(&lot);
         tokio::task::spawn_local(async move {
-            drain.started().await;
+            drain.leaving().await;
             if let Some(lot) = weak.upgrade() {
-                lot.draining.set(true);
+                lot.leaving.set(true);
                 lot.moving.borrow().iter().filter_map(Weak::upgrade).for_each(|spot| spot.wake());
             }
         });
@@ -135,7 +135,7 @@ impl Spot {
     }
 }
 
-/// Serves HTTP/1 until either side closes or the sidecar drains. A connection without a request for `idle`, if that is
+/// Serves HTTP/1 until either side closes or the sidecar leaves. A connection without a request for `idle`, if that is
 /// said, is closed too.
 ///
 /// # Errors
@@ -162,7 +162,7 @@ where
         };
         let next = tokio::select! {
             next = next_bytes(&mut io) => next,
-            () = drain.started() => return Ok(()),
+            () = drain.leaving() => return Ok(()),
             () = expire(idle) => return Ok(()),
         };
         match next {
@@ -205,7 +205,7 @@ where
     // On the heap, so that a parked connection does not keep the room for it.
     let mut parkable = Some(Box::new(http1.serve_connection(io, service)));
     let mut upgradeable: Option<Box<UpgradeableConnection<_, _>>> = None;
-    let mut draining = false;
+    let mut leaving = false;
     poll_fn(|cx| {
         spot.remember(cx);
         loop {
@@ -221,8 +221,8 @@ where
                 && let Some(connection) = parkable.take()
             {
                 upgradeable = Some(Box::new(connection.with_upgrades()));
-            } else if lot.draining.get() && !draining {
-                draining = true;
+            } else if lot.leaving.get() && !leaving {
+                leaving = true;
                 match (&mut parkable, &mut upgradeable) {
                     (Some(connection), _) => Pin::new(&mut **connection).graceful_shutdown(),
                     (None, Some(connection)) => Pin::new(&mut **connection).graceful_shutdown(),

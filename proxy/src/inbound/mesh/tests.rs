@@ -301,7 +301,7 @@ async fn a_pod_that_is_terminating_says_goodbye_and_still_serves_what_comes() {
         let mut application = world.application().await;
         let (_, answer) = exchange(&world, &mut application, get("/"), OK).await;
         assert_eq!(text(answer.unwrap()).await, "ok");
-        world.drain.start();
+        world.drain.terminating();
         let (_, answer) = exchange(&world, &mut application, get("/"), OK).await;
         assert_eq!(text(answer.unwrap()).await, "ok");
     })

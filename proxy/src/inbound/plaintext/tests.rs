@@ -7,7 +7,7 @@ use tokio::{
 };
 
 use super::{
-    super::testing::{World, on_a_worker, port, rest, rule},
+    super::testing::{World, head, on_a_worker, port, rest, rule},
     *,
 };
 use crate::config::inbound::{InboundPort, MtlsMode};
@@ -288,10 +288,56 @@ async fn a_pod_that_is_terminating_closes_after_the_answer() {
         let mut client = world.plaintext(Some(application.address)).await;
         client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
         let mut server = application.accept().await;
-        world.drain.start();
+        world.drain.terminating();
         server.write_all(OK.as_bytes()).await.unwrap();
         let answer = rest(&mut client).await.unwrap();
         assert!(answer.contains("connection: close\r\n"), "{answer}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_idle_connection_of_a_pod_that_is_terminating_gets_one_more_answer_and_is_told_to_go() {
+    on_a_worker(async {
+        let world = World::new().await;
+        let mut application = world.application().await;
+        let mut client = world.plaintext(Some(application.address)).await;
+        let request = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n";
+        client.write_all(request).await.unwrap();
+        let (_, server) = application.answer(OK).await;
+        // The next is to come on a connection of its own.
+        drop(server);
+        let answer = head(&mut client).await;
+        assert!(!answer.contains("connection:"), "{answer}");
+        client.read_exact(&mut [0; 2]).await.unwrap();
+        world.drain.terminating();
+        // It crosses the word on its way.
+        tokio::task::yield_now().await;
+        client.write_all(request).await.unwrap();
+        application.answer(OK).await;
+        let answer = rest(&mut client).await.unwrap();
+        assert!(answer.contains("connection: close\r\n") && answer.ends_with("ok"), "{answer}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_new_http2_connection_of_a_pod_that_is_terminating_gets_its_first_request_served() {
+    on_a_worker(async {
+        let world = World::new().await;
+        let mut application = world.application().await;
+        let client = world.plaintext(Some(application.address)).await;
+        world.set_port(application.address.port(), permissive(AppProtocol::Http1));
+        world.drain.terminating();
+        let (mut sender, connection) = h2::client::handshake(client).await.unwrap();
+        let connection = tokio::task::spawn_local(connection);
+        let request = Request::builder().uri("http://a/").body(()).unwrap();
+        let (answer, _) = sender.send_request(request, true).unwrap();
+        let (_, answer) = tokio::join!(application.answer(OK), answer);
+        assert_eq!(answer.unwrap().status(), StatusCode::OK);
+        // GOAWAY, so that the next request goes elsewhere.
+        drop(sender);
+        connection.await.unwrap().unwrap();
     })
     .await;
 }

@@ -170,17 +170,21 @@ fn a_connection_without_requests_is_closed_at_its_limit() {
 }
 
 #[test]
-fn a_drain_ends_parked_connections_and_lets_open_requests_end() {
+fn leaving_ends_parked_connections_and_lets_open_requests_end() {
     local(async {
-        let parked = Served::new(None, Duration::ZERO);
+        let mut parked = Served::new(None, Duration::ZERO);
         sleep(4 * LOOK).await;
-        parked.drain.start();
+        parked.drain.terminating();
+        sleep(4 * LOOK).await;
+        assert!(parked.ask(GET).await.starts_with(b"HTTP/1.1 200"), "the application lives and may ask");
+        sleep(4 * LOOK).await;
+        parked.drain.leave();
         parked.ended.await.unwrap().unwrap();
 
         let mut open = Served::new(None, 5 * LOOK);
         open.client.write_all(GET).await.unwrap();
         sleep(LOOK).await;
-        open.drain.start();
+        open.drain.leave();
         assert!(open.head().await.starts_with(b"HTTP/1.1 200"));
         open.ended.await.unwrap().unwrap();
     });
