@@ -51,6 +51,7 @@ impl Act {
             http1: 6,
             http2: 2,
             rate: RATE,
+            post_every: 0,
         };
         Self {
             shop,

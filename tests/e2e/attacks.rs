@@ -72,6 +72,7 @@ fn steady(shop: &Shop) -> Load {
         http1: 2,
         http2: 1,
         rate: 60.0,
+        post_every: 0,
     })
 }
 

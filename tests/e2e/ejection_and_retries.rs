@@ -105,6 +105,7 @@ async fn when_all_endpoints_fail_retries_add_at_most_their_budget() {
         http1: 0,
         http2: 8,
         rate: 700.0,
+        post_every: 0,
     });
     tokio::time::sleep(Duration::from_secs(5)).await;
     let tally = load.finish().await;

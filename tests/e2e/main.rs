@@ -17,6 +17,7 @@ mod nothing_drops;
 mod one_request_over_mtls;
 mod programs;
 mod redirected;
+mod rolling;
 mod routes;
 mod shop;
 mod tcp;

@@ -50,6 +50,7 @@ async fn no_request_fails_while_weights_endpoints_certificates_and_control_plane
         http1: 12,
         http2: 4,
         rate,
+        post_every: 0,
     });
 
     let began = Instant::now();

@@ -10,17 +10,23 @@ use std::{
     time::{Duration, Instant},
 };
 
+use http::Method;
 use tokio::{
     task::JoinSet,
     time::{MissedTickBehavior, interval},
 };
 
-use crate::{client::Client, latency::Latencies};
+use crate::{
+    client::{Client, body, empty},
+    latency::Latencies,
+};
 
 /// Failures that are kept in words; the others are only counted.
 const KEPT: usize = 20;
 /// Requests in flight at once on each HTTP/2 connection.
 const STREAMS: usize = 4;
+/// Bytes of a POST's body.
+const POSTED: usize = 1024;
 
 /// What load to make.
 #[derive(Clone, Debug)]
@@ -29,7 +35,7 @@ pub struct Plan {
     pub through: SocketAddr,
     /// The service as the application names it.
     pub host: String,
-    /// The path of each GET.
+    /// The path of each request.
     pub path: String,
     /// HTTP/1.1 connections, each with one request at a time.
     pub http1: usize,
@@ -37,13 +43,19 @@ pub struct Plan {
     pub http2: usize,
     /// Requests a second, over all connections.
     pub rate: f64,
+    /// Of each connection's requests every so manieth is a POST of 1 KiB instead; 0: none.
+    pub post_every: u64,
 }
 
 /// What happened in a span of time.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
+    /// Requests that were begun; with those that are in flight, more than ended.
+    pub sent: u64,
     /// Requests that ended, well or not.
     pub requests: u64,
+    /// POSTs that were answered 200.
+    pub posts: u64,
     /// Those that ended with anything but 200.
     pub failed: u64,
     /// The first failures, in words.
@@ -67,7 +79,9 @@ impl Tally {
 
     /// Adds what happened in another span.
     pub fn add(&mut self, other: &Self) {
+        self.sent += other.sent;
         self.requests += other.requests;
+        self.posts += other.posts;
         self.failed += other.failed;
         self.closed += other.closed;
         let room = KEPT.saturating_sub(self.failures.len());
@@ -171,6 +185,7 @@ impl Lane {
     async fn use_up(&self, mut client: Client) {
         let mut ticks = interval(self.pace);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+        let mut count: u64 = 0;
         loop {
             ticks.tick().await;
             if self.stopped() {
@@ -180,18 +195,24 @@ impl Lane {
                 lock(&self.tally).closed += 1;
                 return;
             }
+            count += 1;
+            let is_post = self.plan.post_every > 0 && count.is_multiple_of(self.plan.post_every);
+            let (method, body) =
+                if is_post { (Method::POST, body(vec![b'p'; POSTED])) } else { (Method::GET, empty()) };
+            lock(&self.tally).sent += 1;
             let began = Instant::now();
-            let answer = client.get(&self.plan.host, &self.plan.path).await;
+            let answer = client.request(method.clone(), &self.plan.host, &self.plan.path, body).await;
             let mut tally = lock(&self.tally);
             tally.requests += 1;
             match answer {
                 Ok(answer) if answer.status == 200 => {
+                    tally.posts += u64::from(is_post);
                     tally.latencies.record(began.elapsed());
                     *tally.by_version.entry(answer.answered_by().to_owned()).or_default() += 1;
                 }
                 Ok(answer) => {
                     let (status, reason, text) = (answer.status, answer.reason(), answer.text());
-                    tally.failure(format!("{status} {reason} {text}"));
+                    tally.failure(format!("{method}: {status} {reason} {text}"));
                 }
                 Err(error) => {
                     tally.failure(format!("{error:#}"));

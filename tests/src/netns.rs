@@ -7,6 +7,7 @@
 //! network is not touched.
 
 mod family;
+mod life;
 
 use std::{
     fs::{File, Permissions},
@@ -21,7 +22,10 @@ use anyhow::{Context, ensure};
 use heddle_api::ports;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-pub use self::family::Family;
+pub use self::{
+    family::Family,
+    life::{Phase, Slice},
+};
 use crate::{
     World, binaries,
     block::Block,
@@ -313,24 +317,48 @@ impl Wire {
         redirect: &[&str],
         flags: &Flags<'_>,
     ) -> anyhow::Result<NetPod> {
-        let (world, ip) = (&self.world, self.family.host(host));
+        let manifest = self.manifest(name, host, ports);
+        let pod = self.begin_declared(manifest, host, redirect, flags).await?;
+        pod.becomes_ready(self).await;
+        Ok(pod)
+    }
+
+    /// The pod `name` of the namespace `shop` at the address that ends in `host`, running and ready.
+    fn manifest(&self, name: &str, host: u8, ports: &[u16]) -> PodManifest {
         let app = name.split_once('-').map_or(name, |(app, _)| app);
-        let manifest = PodManifest {
+        PodManifest {
             namespace: "shop".to_owned(),
             name: name.to_owned(),
             service_account: app.to_owned(),
             labels: vec![("app".to_owned(), app.to_owned())],
-            ip,
+            ip: self.family.host(host),
             ports: ports.to_vec(),
             meshed: true,
             ready: true,
             terminating: false,
-        };
-        let yaml = manifest.yaml().replace(&format!("podIP: {ip}"), &format!("podIP: \"{ip}\""));
-        world.save(&manifest.file(), &yaml)?;
+        }
+    }
 
-        let files = Credentials { ca: world.state().join("ca.pem"), token: world.token("shop", app, "1h")? };
-        self.start_pod(&format!("shop/{name}"), host, redirect, &files, flags).await
+    fn declare(&self, manifest: &PodManifest) -> anyhow::Result<()> {
+        let ip = manifest.ip;
+        let yaml = manifest.yaml().replace(&format!("podIP: {ip}"), &format!("podIP: \"{ip}\""));
+        self.world.save(&manifest.file(), &yaml)
+    }
+
+    /// Does not wait until the sidecar is ready.
+    async fn begin_declared(
+        &self,
+        manifest: PodManifest,
+        host: u8,
+        redirect: &[&str],
+        flags: &Flags<'_>,
+    ) -> anyhow::Result<NetPod> {
+        self.declare(&manifest)?;
+        let token = self.world.token("shop", &manifest.service_account, "1h")?;
+        let files = Credentials { ca: self.world.state().join("ca.pem"), token };
+        let name = format!("shop/{}", manifest.name);
+        let pod = self.begin_pod(&name, host, redirect, &files, flags).await?;
+        Ok(NetPod { manifest: Some(manifest), ..pod })
     }
 
     /// A pod `namespace/name` that the control plane knows already.
@@ -338,6 +366,19 @@ impl Wire {
     /// # Errors
     /// When one of its programs fails.
     pub async fn start_pod(
+        &self,
+        full_name: &str,
+        host: u8,
+        redirect: &[&str],
+        files: &Credentials,
+        flags: &Flags<'_>,
+    ) -> anyhow::Result<NetPod> {
+        let pod = self.begin_pod(full_name, host, redirect, files, flags).await?;
+        pod.becomes_ready(self).await;
+        Ok(pod)
+    }
+
+    async fn begin_pod(
         &self,
         full_name: &str,
         host: u8,
@@ -360,9 +401,7 @@ impl Wire {
 
         let command = self.sidecar(&inside, full_name, files, flags)?;
         let sidecar = world.run(full_name, &command)?;
-        let pod = NetPod { inside, ip, wire: port, _sidecar: sidecar };
-        wait_until_ready(&self.outside, pod.port(ports::METRICS)).await;
-        Ok(pod)
+        Ok(NetPod { inside, ip, manifest: None, wire: port, sidecar })
     }
 
     /// The sidecar's command, and beforehand the files that its user may read.
@@ -450,9 +489,11 @@ pub struct NetPod {
     pub inside: Namespace,
     /// Its address.
     pub ip: IpAddr,
+    /// As it was declared by its wire; none: somebody else did.
+    manifest: Option<PodManifest>,
     /// Its interface's other end, at the bridge.
     wire: String,
-    _sidecar: Process,
+    sidecar: Process,
 }
 
 impl NetPod {

@@ -68,6 +68,14 @@ impl Process {
         self.signal(Signal::TERM)
     }
 
+    /// SIGQUIT, by which some servers (nginx) are told to end in good order.
+    ///
+    /// # Errors
+    /// When it is not there any more.
+    pub fn quit(&self) -> anyhow::Result<()> {
+        self.signal(Signal::QUIT)
+    }
+
     /// SIGSTOP: it lives, holds its connections and says nothing.
     ///
     /// # Errors
