@@ -21,6 +21,7 @@ pub mod latency;
 pub mod load;
 pub mod manifest;
 pub mod metrics;
+pub mod middleman;
 pub mod netns;
 pub mod peer;
 pub mod process;

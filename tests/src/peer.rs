@@ -56,7 +56,7 @@ impl Credentials {
     pub async fn join(control_plane: SocketAddr, token: &str, pod: &str) -> anyhow::Result<Self> {
         let key = KeyPair::generate()?;
         let csr = CertificateParams::new(Vec::new())?.serialize_request(&key)?;
-        let mut client = IdentityClient::new(channel(control_plane, None).await?);
+        let mut client = IdentityClient::new(control_plane_channel(control_plane, None).await?);
         let request = JoinRequest {
             token: token.trim().to_owned(),
             pod: pod.to_owned(),
@@ -115,7 +115,7 @@ pub async fn discovery(
     control_plane: SocketAddr,
     credentials: Option<&Credentials>,
 ) -> anyhow::Result<DiscoveryClient<Channel>> {
-    Ok(DiscoveryClient::new(channel(control_plane, credentials).await?))
+    Ok(DiscoveryClient::new(control_plane_channel(control_plane, credentials).await?))
 }
 
 /// A TLS connection to a sidecar's mesh port with this server name and certificate. The sidecar's own certificate
@@ -154,7 +154,28 @@ pub async fn accept(
     TlsAcceptor::from(Arc::new(config)).accept(stream).await
 }
 
-async fn channel(control_plane: SocketAddr, credentials: Option<&Credentials>) -> anyhow::Result<Channel> {
+/// A connection to the control plane, for whoever speaks HTTP/2 with it himself.
+///
+/// # Errors
+/// When the connection or the handshake fails.
+pub async fn dial_control_plane(
+    control_plane: SocketAddr,
+    credentials: Option<&Credentials>,
+) -> anyhow::Result<TlsStream<TcpStream>> {
+    let stream = TcpStream::connect(control_plane).await?;
+    stream.set_nodelay(true)?;
+    let connector = TlsConnector::from(Arc::new(config(credentials, b"h2")?));
+    Ok(connector.connect(ServerName::from(control_plane.ip()), stream).await?)
+}
+
+/// A gRPC channel to the control plane, with this certificate or none.
+///
+/// # Errors
+/// When the control plane does not answer.
+pub async fn control_plane_channel(
+    control_plane: SocketAddr,
+    credentials: Option<&Credentials>,
+) -> anyhow::Result<Channel> {
     let config = Arc::new(config(credentials, b"h2")?);
     let connector = Dial { config, address: control_plane };
     Ok(Endpoint::from_shared(format!("http://{control_plane}"))?.connect_with_connector(connector).await?)

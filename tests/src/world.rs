@@ -30,6 +30,8 @@ pub const APP_PORT: u16 = 9080;
 /// The ports that a sidecar listens on.
 pub const SIDECAR_PORTS: [u16; 5] = ports::SIDECAR;
 
+/// The control plane's admin port.
+const ADMIN: u16 = 15014;
 /// Which address of the block is the control plane's, and the first of the pods'.
 const CONTROL_PLANE_HOST: u8 = 2;
 const FIRST_POD_HOST: u8 = 10;
@@ -42,6 +44,7 @@ pub struct World {
     control_plane_ip: IpAddr,
     next_host: u8,
     certificate_lifetime: Option<Duration>,
+    sidecars_connect_to: Option<SocketAddr>,
     control_plane: Option<Process>,
     sidecars: BTreeMap<String, (Command, Process)>,
 }
@@ -72,6 +75,7 @@ impl World {
             control_plane_ip,
             next_host: FIRST_POD_HOST,
             certificate_lifetime: None,
+            sidecars_connect_to: None,
             control_plane: None,
             sidecars: BTreeMap::new(),
         })
@@ -80,6 +84,11 @@ impl World {
     /// Workload certificates live this long, from the control plane's next start on.
     pub fn certificates_live(&mut self, lifetime: Duration) {
         self.certificate_lifetime = Some(lifetime);
+    }
+
+    /// Sidecars that start from now on are told that the control plane is there.
+    pub fn sidecars_connect_to(&mut self, address: SocketAddr) {
+        self.sidecars_connect_to = Some(address);
     }
 
     /// A directory for whatever the test needs; it goes with the world.
@@ -133,7 +142,7 @@ impl World {
     /// The control plane's admin pages.
     #[must_use]
     pub fn control_plane_admin(&self) -> SocketAddr {
-        SocketAddr::new(self.control_plane_ip, 15014)
+        SocketAddr::new(self.control_plane_ip, ADMIN)
     }
 
     /// Starts the control plane, again after [`World::kill_control_plane`], and waits until it answers.
@@ -141,19 +150,28 @@ impl World {
     /// # Errors
     /// When it cannot be started.
     pub async fn start_control_plane(&mut self) -> anyhow::Result<()> {
+        self.control_plane = Some(self.control_plane_at(self.control_plane_ip).await?);
+        Ok(())
+    }
+
+    /// Starts a control plane of this world's files at another address, one of several replicas, and waits until it
+    /// answers.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub async fn control_plane_at(&self, ip: IpAddr) -> anyhow::Result<Process> {
+        let [listen, admin] = [ports::DISCOVERY, ADMIN].map(|port| SocketAddr::new(ip, port));
         let mut command = Command::new(binaries::path(binaries::CONTROL_PLANE)?);
         clean(&mut command);
         command.arg("run").arg("--manifests").arg(self.manifests()).arg("--state-dir").arg(self.state());
-        command.arg("--listen").arg(self.discovery().to_string());
-        command.arg("--admin-listen").arg(self.control_plane_admin().to_string());
+        command.arg("--listen").arg(listen.to_string()).arg("--admin-listen").arg(admin.to_string());
         if let Some(lifetime) = self.certificate_lifetime {
             command.arg("--certificate-lifetime").arg(format!("{}s", lifetime.as_secs()));
         }
         let name = binaries::CONTROL_PLANE;
-        self.control_plane = Some(Process::spawn(name, &command, &self.log_of(name))?);
-        let admin = self.control_plane_admin();
+        let process = Process::spawn(name, &command, &self.log_of(&format!("{name}-{ip}")))?;
         eventually("the control plane is ready", || is_ready(admin)).await;
-        Ok(())
+        Ok(process)
     }
 
     /// SIGKILL.
@@ -251,7 +269,8 @@ impl World {
     pub fn sidecar_command(&self, pod: &str, ip: IpAddr, token: &Path) -> anyhow::Result<Command> {
         let mut command = Command::new(binaries::path(binaries::PROXY)?);
         clean(&mut command);
-        command.arg("run").arg("--control-plane").arg(format!("https://{}", self.discovery()));
+        let control_plane = self.sidecars_connect_to.unwrap_or_else(|| self.discovery());
+        command.arg("run").arg("--control-plane").arg(format!("https://{control_plane}"));
         command.arg("--control-plane-ca").arg(self.state().join("ca.pem"));
         command.arg("--token-file").arg(token);
         command.args(["--pod", pod, "--pod-ip", &ip.to_string(), "--workers", "1", "--drain-time", "5s"]);

@@ -459,6 +459,7 @@ fn describe(key: &Key) -> String {
         Key::TrustBundle(_) => "TrustBundle",
         Key::Destination { .. } => "Destination",
         Key::Endpoints(_) => "Endpoints",
+        Key::Unknown { kind, name } => return format!("type {kind} {name}"),
     };
     format!("{kind} {}", key.name().name)
 }

@@ -224,6 +224,7 @@ impl Hub {
                 let known = *name == self.trust_domain;
                 (Rendered::trust_bundle(known.then(|| lock(&self.bundle).clone())), vec![Dep::Trust])
             }
+            Key::Unknown { .. } => (Rendered::absent(), Vec::new()),
         }
     }
 

@@ -33,6 +33,13 @@ pub enum Key {
     },
     /// A backend's endpoints.
     Endpoints(Arc<str>),
+    /// Of a type that a newer sidecar knows and this control plane does not: always absent.
+    Unknown {
+        /// The type's number.
+        kind: i32,
+        /// As it was asked for.
+        name: Arc<str>,
+    },
 }
 
 /// Why a name cannot be a key.
@@ -41,9 +48,9 @@ pub enum BadKey {
     /// Longer than anything that exists.
     #[error("a resource name of {0} bytes; at most {MAX_NAME} are taken")]
     TooLong(usize),
-    /// A type that this server does not know.
-    #[error("resource type {0} is unknown to this control plane")]
-    UnknownType(i32),
+    /// Nothing says what is asked for.
+    #[error("a resource name without a type")]
+    NoType,
     /// Another pod's Inbound.
     #[error("the Inbound of {asked:?} is not for {pod}: a sidecar gets its own pod's alone")]
     ForeignInbound {
@@ -63,7 +70,10 @@ impl Key {
         if name.name.len() > MAX_NAME {
             return Err(BadKey::TooLong(name.name.len()));
         }
-        match name.r#type() {
+        let Ok(kind) = ResourceType::try_from(name.r#type) else {
+            return Ok(Self::Unknown { kind: name.r#type, name: name.name.as_str().into() });
+        };
+        match kind {
             ResourceType::Destination => {
                 Ok(Self::Destination { namespace: Arc::clone(namespace), name: name.name.as_str().into() })
             }
@@ -73,7 +83,7 @@ impl Key {
                 Err(BadKey::ForeignInbound { asked: name.name.clone(), pod: pod.clone() })
             }
             ResourceType::TrustBundle => Ok(Self::TrustBundle(name.name.as_str().into())),
-            ResourceType::Unspecified => Err(BadKey::UnknownType(name.r#type)),
+            ResourceType::Unspecified => Err(BadKey::NoType),
         }
     }
 
@@ -85,6 +95,9 @@ impl Key {
             Self::TrustBundle(name) => (ResourceType::TrustBundle, name.to_string()),
             Self::Destination { name, .. } => (ResourceType::Destination, name.to_string()),
             Self::Endpoints(name) => (ResourceType::Endpoints, name.to_string()),
+            Self::Unknown { kind, name } => {
+                return v1::ResourceName { r#type: *kind, name: name.to_string() };
+            }
         };
         v1::ResourceName { r#type: kind.into(), name }
     }
@@ -248,6 +261,17 @@ mod tests {
         };
         assert_eq!(asked("shop/web-0"), Ok(Key::Inbound(pod.clone())));
         assert!(matches!(asked("shop/web-1"), Err(BadKey::ForeignInbound { .. })));
+    }
+
+    #[test]
+    fn a_type_of_the_future_keeps_its_number_and_no_type_is_refused() {
+        let pod: PodName = "shop/web-0".parse().unwrap();
+        let asked = |kind: i32| {
+            let name = v1::ResourceName { r#type: kind, name: "x".to_owned() };
+            Key::asked(&pod, &"shop".into(), &name).map(|key| key.name())
+        };
+        assert_eq!(asked(99), Ok(v1::ResourceName { r#type: 99, name: "x".to_owned() }));
+        assert_eq!(asked(0), Err(BadKey::NoType));
     }
 
     proptest! {

@@ -1,7 +1,8 @@
 //! From the wire's messages to the sidecar's config: every field is checked here, once.
 //!
-//! Absent fields mean what the comments in `resources.proto` say. A number of an enum that this version does not
-//! know is refused, but for an access action, which denies everything.
+//! Absent fields mean what the comments in `resources.proto` say, and so do numbers of an enum that only a newer control
+//! plane knows: nothing is lost of the rest. A match or a filter of an unknown kind has no safe meaning; it refuses what
+//! it is part of, and the last good one stays.
 
 mod destination;
 mod endpoints;
@@ -10,6 +11,8 @@ mod filter;
 mod inbound;
 mod policy;
 
+#[cfg(test)]
+mod skew_tests;
 #[cfg(test)]
 mod tests;
 
@@ -23,10 +26,9 @@ use heddle_api::v1;
 
 use super::AppProtocol;
 
-/// A number as an enum of the protocol.
-fn enumeration<E: TryFrom<i32>>(field: &str, number: i32) -> Result<E, ConvertError> {
-    E::try_from(number)
-        .map_err(|_| ConvertError::new(field, format!("{number} is a value that this version does not know")))
+/// A number as an enum of the protocol; one that this version does not know counts as `otherwise`.
+fn enumeration<E: TryFrom<i32>>(number: i32, otherwise: E) -> E {
+    E::try_from(number).unwrap_or(otherwise)
 }
 
 /// A port from 1 to 65535.
@@ -37,12 +39,12 @@ fn port(field: &str, number: u32) -> Result<u16, ConvertError> {
     }
 }
 
-fn protocol(number: i32) -> Result<AppProtocol, ConvertError> {
-    Ok(match enumeration("protocol", number)? {
+fn protocol(number: i32) -> AppProtocol {
+    match enumeration(number, v1::AppProtocol::Unspecified) {
         v1::AppProtocol::Unspecified => AppProtocol::Detect,
         v1::AppProtocol::Http => AppProtocol::Http,
         v1::AppProtocol::Http1 => AppProtocol::Http1,
         v1::AppProtocol::Http2 => AppProtocol::Http2,
         v1::AppProtocol::Opaque => AppProtocol::Opaque,
-    })
+    }
 }

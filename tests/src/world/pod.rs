@@ -109,6 +109,14 @@ impl<'a> PodBuilder<'a> {
         self
     }
 
+    /// Writes the Pod's manifest and starts nothing.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn declare(self) -> anyhow::Result<()> {
+        self.world.save(&self.manifest.file(), &self.manifest.yaml())
+    }
+
     /// Writes the Pod's manifest, starts application and sidecar, and waits until the sidecar is ready.
     ///
     /// # Errors

@@ -35,7 +35,7 @@ pub fn destination(
     if message.service.is_empty() {
         return Err(ConvertError::new("service", "is empty"));
     }
-    let protocol = protocol(message.protocol)?;
+    let protocol = protocol(message.protocol);
     let backends = index(&message.backends, backends)?;
     let rules = each("http_rules", &message.http_rules, |rule| self::rule(rule, &backends))?;
     let routes = each("http_routes", &message.http_routes, |route| self::route(route, &rules))?;
@@ -66,7 +66,7 @@ fn index(
         };
         place.insert(Arc::new(Backend {
             key: message.key.as_str().into(),
-            protocol: protocol(message.protocol)?,
+            protocol: protocol(message.protocol),
             policy: policy::policy(message.policy.as_ref()).within("policy")?,
             state: states(&message.key),
         }));

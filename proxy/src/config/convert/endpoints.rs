@@ -45,7 +45,7 @@ fn endpoint(message: &v1::Endpoint) -> Result<Endpoint, ConvertError> {
             Some(text.parse::<SpiffeId>().map_err(|error| ConvertError::new("identity", error.to_string()))?)
         }
     };
-    let draining = match enumeration("state", message.state)? {
+    let draining = match enumeration(message.state, v1::EndpointState::Draining) {
         v1::EndpointState::Unspecified | v1::EndpointState::Serving => false,
         v1::EndpointState::Draining => true,
     };

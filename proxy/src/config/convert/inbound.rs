@@ -32,8 +32,8 @@ pub fn inbound(message: &v1::Inbound) -> Result<Inbound, ConvertError> {
             return Err(ConvertError::new("port", format!("{number} comes twice")));
         };
         place.insert(Arc::new(InboundPort {
-            protocol: protocol(message.protocol)?,
-            mtls: mtls(message.mtls)?,
+            protocol: protocol(message.protocol),
+            mtls: mtls(message.mtls),
             access: AccessRules::new(&message.access)?,
             authorities: message.authorities.iter().map(|text| text.to_ascii_lowercase()).collect(),
         }));
@@ -41,11 +41,11 @@ pub fn inbound(message: &v1::Inbound) -> Result<Inbound, ConvertError> {
     })?;
     let other = Arc::new(InboundPort {
         protocol: AppProtocol::Detect,
-        mtls: mtls(message.mtls)?,
+        mtls: mtls(message.mtls),
         access: AccessRules::new(&message.access)?,
         authorities: Vec::new(),
     });
-    let access_log = match enumeration("access_log", message.access_log)? {
+    let access_log = match enumeration(message.access_log, v1::AccessLog::Unspecified) {
         v1::AccessLog::Unspecified => AccessLog::default(),
         v1::AccessLog::Off => AccessLog::Off,
         v1::AccessLog::Errors => AccessLog::Errors,
@@ -56,11 +56,11 @@ pub fn inbound(message: &v1::Inbound) -> Result<Inbound, ConvertError> {
     Ok(Inbound { identity, ports, other, terminating: message.terminating, access_log, opaque_ports, place })
 }
 
-/// Unknown modes are refused: taking one for Permissive would open what may have been closed.
-fn mtls(number: i32) -> Result<MtlsMode, ConvertError> {
-    Ok(match enumeration("mtls", number)? {
+/// An unknown mode is taken for Strict: Permissive would open what may have been closed.
+fn mtls(number: i32) -> MtlsMode {
+    match enumeration(number, v1::MtlsMode::Strict) {
         v1::MtlsMode::Unspecified | v1::MtlsMode::Permissive => MtlsMode::Permissive,
         v1::MtlsMode::Strict => MtlsMode::Strict,
         v1::MtlsMode::Disabled => MtlsMode::Disabled,
-    })
+    }
 }

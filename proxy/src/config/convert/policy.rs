@@ -11,7 +11,7 @@ use crate::config::{Algorithm, Ejection, Policy, RetryPolicy, policy::StatusSet}
 pub(super) fn policy(message: Option<&v1::TrafficPolicy>) -> Result<Policy, ConvertError> {
     let default = Policy::default();
     let Some(message) = message else { return Ok(default) };
-    let algorithm = match enumeration("algorithm", message.algorithm)? {
+    let algorithm = match enumeration(message.algorithm, v1::Algorithm::Unspecified) {
         v1::Algorithm::Unspecified | v1::Algorithm::PeakEwma => Algorithm::PeakEwma,
         v1::Algorithm::LeastRequest => Algorithm::LeastRequest,
         v1::Algorithm::RoundRobin => Algorithm::RoundRobin,
@@ -64,9 +64,10 @@ pub(super) fn retry(message: &v1::RetryPolicy) -> Result<RetryPolicy, ConvertErr
         policy.on_reset = false;
         policy.on_status = StatusSet::EMPTY;
     }
-    each("on", &message.on, |&number| {
-        match enumeration("", number)? {
-            v1::RetryOn::Unspecified => return Err(ConvertError::new("", "says nothing")),
+    for &number in &message.on {
+        match enumeration(number, v1::RetryOn::Unspecified) {
+            // A condition of the future: not to try again is what is always safe.
+            v1::RetryOn::Unspecified => {}
             v1::RetryOn::ConnectFailure => policy.on_connect_failure = true,
             v1::RetryOn::Reset => policy.on_reset = true,
             v1::RetryOn::RetryOn5xx => policy.on_status = policy.on_status.with_server_errors(),
@@ -75,8 +76,7 @@ pub(super) fn retry(message: &v1::RetryPolicy) -> Result<RetryPolicy, ConvertErr
             }
             v1::RetryOn::TooManyRequests => policy.on_status = policy.on_status.with(429),
         }
-        Ok(())
-    })?;
+    }
     each("statuses", &message.statuses, |&code| match u16::try_from(code) {
         Ok(code @ 400..600) => {
             policy.on_status = policy.on_status.with(code);
