@@ -7,6 +7,7 @@
 use std::{
     error::Error,
     io,
+    net::SocketAddr,
     path::PathBuf,
     pin::Pin,
     sync::Arc,
@@ -18,7 +19,7 @@ use heddle_api::identity::{CONTROL_PLANE_DNS_NAME, PodName};
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tonic::transport::{Channel, Endpoint};
 
@@ -29,6 +30,8 @@ use super::{
 
 /// To connect, TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// To connect to one of several replicas.
+const REPLICA_TIMEOUT: Duration = Duration::from_secs(1);
 /// A ping when nothing came for this long, and the same again for its answer: a control plane that is gone without
 /// closing is noticed within ten seconds.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
@@ -160,6 +163,21 @@ pub(crate) fn words(status: &tonic::Status) -> String {
     format!("{}{causes} ({:?})", status.message(), status.code())
 }
 
+/// The first that takes a connection. Where there are several, one that is gone without a word costs a second, and not all
+/// the time that there is.
+async fn first_of(replicas: &[SocketAddr]) -> io::Result<TcpStream> {
+    let patience = if replicas.len() > 1 { REPLICA_TIMEOUT } else { CONNECT_TIMEOUT };
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for &replica in replicas {
+        match timeout(patience, TcpStream::connect(replica)).await {
+            Ok(Ok(tcp)) => return Ok(tcp),
+            Ok(Err(error)) => last = error,
+            Err(_) => last = io::Error::new(io::ErrorKind::TimedOut, format!("{replica} does not answer")),
+        }
+    }
+    Err(last)
+}
+
 /// TCP and TLS to one host, as tonic wants it.
 struct Connector {
     tls: TlsConnector,
@@ -179,10 +197,30 @@ impl tower_service::Service<Uri> for Connector {
     fn call(&mut self, _: Uri) -> Self::Future {
         let (tls, host, port) = (self.tls.clone(), self.host.clone(), self.port);
         Box::pin(async move {
-            let tcp = TcpStream::connect((&*host, port)).await?;
+            let mut replicas: Vec<_> = tokio::net::lookup_host((&*host, port)).await?.collect();
+            // So that sidecars spread over them.
+            fastrand::shuffle(&mut replicas);
+            let tcp = first_of(&replicas).await?;
             tcp.set_nodelay(true)?;
             let name = ServerName::try_from(CONTROL_PLANE_DNS_NAME).map_err(io::Error::other)?;
             Ok(TokioIo::new(tls.connect(name, tcp).await?))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_replica_that_is_gone_is_passed_over() {
+        let here = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let tcp = first_of(&[gone, here.local_addr().unwrap()]).await.unwrap();
+        assert_eq!(tcp.peer_addr().unwrap(), here.local_addr().unwrap());
+        assert_eq!(first_of(&[gone]).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        assert!(first_of(&[]).await.unwrap_err().to_string().contains("no address"));
     }
 }
