@@ -67,6 +67,10 @@ struct RunArgs {
     /// The trust domain of all identities.
     #[arg(long, env = "HEDDLE_TRUST_DOMAIN", value_name = "DOMAIN", default_value = "cluster.local", value_parser = trust_domain)]
     trust_domain: String,
+    /// In a cluster, a new root signs once it has been trusted for so long, which the roots that pods mount take to
+    /// arrive: 0s to 24h.
+    #[arg(long, env = "HEDDLE_ROOT_ADOPT_AFTER", value_name = "TIME", default_value = "3m", value_parser = adopt_after)]
+    root_adopt_after: Duration,
     #[command(flatten)]
     injection: InjectionArgs,
     /// What is logged: error, warn, info, debug, trace, or a list of target=level.
@@ -190,6 +194,7 @@ impl RunArgs {
             admin_listen: self.admin_listen,
             certificate_lifetime: self.certificate_lifetime,
             trust_domain: self.trust_domain,
+            root_adopt_after: self.root_adopt_after,
         };
         let runtime =
             tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting threads")?;
@@ -233,6 +238,10 @@ fn print(text: &str) -> anyhow::Result<()> {
 
 fn lifetime(text: &str) -> Result<Duration, String> {
     between(text, ca::MIN_LIFETIME, ca::MAX_LIFETIME)
+}
+
+fn adopt_after(text: &str) -> Result<Duration, String> {
+    between(text, Duration::ZERO, ca::MAX_LIFETIME)
 }
 
 fn grace(text: &str) -> Result<Duration, String> {
@@ -354,6 +363,20 @@ mod tests {
         }
         let resources = inject::settings::resources(r#"{"requests": {"cpu": "100m"}}"#).unwrap();
         assert_eq!(resources.requests.unwrap()["cpu"].0, "100m");
+    }
+
+    #[test]
+    fn a_new_root_signs_after_three_minutes_unless_told_otherwise() {
+        let run = |more: &[&str]| {
+            let args = [&["heddle-control-plane", "run"], more].concat();
+            match Cli::parse_from(args).command {
+                Command::Run(run) => run.root_adopt_after,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(run(&[]), crate::cluster::trust::ADOPT);
+        assert_eq!(run(&["--root-adopt-after", "2s"]), Duration::from_secs(2));
+        assert!(adopt_after("25h").is_err());
     }
 
     #[test]

@@ -52,6 +52,8 @@ pub struct Options {
     pub certificate_lifetime: Duration,
     /// Trust domain.
     pub trust_domain: String,
+    /// In a cluster, a new root signs once it has been trusted for so long.
+    pub root_adopt_after: Duration,
 }
 
 /// A running control plane.
@@ -123,7 +125,8 @@ pub async fn start_in_cluster(
 ) -> anyhow::Result<Running> {
     // Before the root is waited for: a port that is taken is said at once.
     let listener = bind("--webhook-listen", injection.listen).await?;
-    let (root, authority) = cluster.root(&options.trust_domain, options.certificate_lifetime).await;
+    let (root, authority) =
+        cluster.root(&options.trust_domain, options.certificate_lifetime, options.root_adopt_after).await;
     let verifier = Verifier::TokenReview(TokenReviewer::new(cluster.client.clone()));
     let prepared = Prepared::new(&options, Arc::clone(&authority), verifier).await?;
     let (tx, rx) = mpsc::channel(BATCHES);

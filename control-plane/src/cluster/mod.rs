@@ -66,13 +66,19 @@ impl Cluster {
 
     /// The root, waited for as long as it takes: a control plane without one is of no use, and one that gives up only
     /// starts again.
-    pub(crate) async fn root(&self, trust_domain: &str, lifetime: Duration) -> (Root, Arc<CurrentAuthority>) {
+    pub(crate) async fn root(
+        &self,
+        trust_domain: &str,
+        lifetime: Duration,
+        adopt_after: Duration,
+    ) -> (Root, Arc<CurrentAuthority>) {
         loop {
             let settings = root::Settings {
                 client: self.client.clone(),
                 namespace: self.namespace.clone(),
                 trust_domain: trust_domain.to_owned(),
                 lifetime,
+                adopt_after,
             };
             match Root::open(settings).await {
                 Ok(opened) => return opened,

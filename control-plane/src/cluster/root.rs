@@ -29,7 +29,7 @@ use tokio::{
 };
 use tokio_stream::StreamExt as _;
 
-use super::trust::{ADOPT, Trust, fingerprint};
+use super::trust::{Trust, fingerprint};
 use crate::{
     ca::{Authority, CurrentAuthority, fresh_root},
     hub::Hub,
@@ -65,6 +65,8 @@ pub struct Settings {
     pub trust_domain: String,
     /// Life of a workload's certificate.
     pub lifetime: Duration,
+    /// A new root signs once it has been trusted for so long; see [`ADOPT`](super::trust::ADOPT).
+    pub adopt_after: Duration,
 }
 
 /// Why the Secret says nothing new.
@@ -245,12 +247,12 @@ impl Root {
         }
         self.secret = self.settings.authority(&secret).map_err(Unread::Unusable)?;
         self.version = secret.metadata.resource_version;
-        let now = Instant::now();
+        let (now, adopt_after) = (Instant::now(), self.settings.adopt_after);
         let trusted = self.secret.signs_under(&self.trust.roots);
         let since =
-            trusted.iter().map(|root| self.young.get(&fingerprint(root)).map_or(now, |at| *at + ADOPT));
+            trusted.iter().map(|root| self.young.get(&fingerprint(root)).map_or(now, |at| *at + adopt_after));
         // Trusted for long enough: at once. New to us: once it is.
-        self.adopt = Some(since.min().unwrap_or(now + ADOPT).max(now));
+        self.adopt = Some(since.min().unwrap_or(now + adopt_after).max(now));
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use rustls_pki_types::CertificateDer;
 
 use crate::{ca::Authority, hub::hex};
 
-/// From when a root is trusted until something is signed under it: streams tell sidecars at once, but the CA file that
+/// From when a root is trusted until something is signed under it, unless `--root-adopt-after` says otherwise: streams tell sidecars at once, but the CA file that
 /// they know the control plane by comes by the kubelet, which looks every minute or so.
 pub const ADOPT: Duration = Duration::from_secs(180);
 

@@ -43,6 +43,7 @@ async fn start(server: &Server, instance: &str) -> Running {
         listen: ([127, 0, 0, 1], 0).into(),
         admin_listen: ([127, 0, 0, 1], 0).into(),
         certificate_lifetime: Duration::from_secs(3600),
+        root_adopt_after: Duration::from_secs(180),
         trust_domain: "cluster.local".to_owned(),
     };
     let injection = webhook::Options {

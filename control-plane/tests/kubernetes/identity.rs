@@ -20,11 +20,17 @@ pub(crate) async fn start(server: &Server, instance: &str) -> Running {
 }
 
 pub(crate) async fn start_in(cluster: Cluster) -> Running {
+    start_that_adopts_after(cluster, Duration::from_secs(180)).await
+}
+
+/// A new root signs once it has been trusted for so long.
+pub(crate) async fn start_that_adopts_after(cluster: Cluster, root_adopt_after: Duration) -> Running {
     let options = Options {
         state_dir: "/nowhere".into(),
         listen: ([127, 0, 0, 1], 0).into(),
         admin_listen: ([127, 0, 0, 1], 0).into(),
         certificate_lifetime: Duration::from_secs(3600),
+        root_adopt_after,
         trust_domain: "cluster.local".to_owned(),
     };
     let injection = webhook::Options {

@@ -11,6 +11,7 @@ mod health;
 mod hints;
 mod identity;
 mod injection;
+mod rotation;
 #[allow(dead_code, reason = "the tests of the chart need the rest")]
 mod server;
 mod spread;

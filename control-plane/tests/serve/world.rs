@@ -84,6 +84,7 @@ impl World {
             listen: any,
             admin_listen: any,
             certificate_lifetime: Duration::from_secs(3600),
+            root_adopt_after: Duration::from_secs(180),
             trust_domain: "cluster.local".to_owned(),
         }
     }
