@@ -28,7 +28,7 @@ use crate::{
     metrics::Metrics,
     object::Name,
     source::{self, Batch},
-    tls::{ServingTls, serve::Server},
+    tls::{self, serve::Server, serving::ServingTls},
     token::TokenAuthority,
 };
 
@@ -166,7 +166,7 @@ impl Prepared {
         authority: Arc<CurrentAuthority>,
         verifier: Verifier,
     ) -> anyhow::Result<Self> {
-        let (tls, due) = ServingTls::new(Arc::clone(&authority), SystemTime::now())?;
+        let (tls, due) = tls::for_sidecars(Arc::clone(&authority), SystemTime::now())?;
         let listener = bind("--listen", options.listen).await?;
         let admin_listener = bind("--admin-listen", options.admin_listen).await?;
         let (address, admin_address) = (listener.local_addr()?, admin_listener.local_addr()?);

@@ -25,10 +25,11 @@ use crate::{
             Webhook,
             registration::{CaBundle, NAME, keep_published},
             review::Namespaces,
-            tls::WebhookTls,
+            tls,
         },
     },
     source::kubernetes::ledger::Ledger,
+    tls::serving::ServingTls,
 };
 
 /// The API server has this long for one question about the configuration.
@@ -53,7 +54,7 @@ pub(crate) struct Opened {
     pub address: SocketAddr,
     listener: TcpListener,
     options: Options,
-    tls: Arc<WebhookTls>,
+    tls: Arc<ServingTls>,
     due: SystemTime,
 }
 
@@ -68,8 +69,8 @@ impl Opened {
         authority: &Arc<CurrentAuthority>,
         namespace: &str,
     ) -> anyhow::Result<Self> {
-        let names = WebhookTls::names_of(&options.service, namespace);
-        let (tls, due) = WebhookTls::new(Arc::clone(authority), names, SystemTime::now())
+        let authority = Arc::clone(authority);
+        let (tls, due) = tls::for_service(authority, &options.service, namespace, SystemTime::now())
             .with_context(|| format!("the webhook's certificate for the Service {:?}", options.service))?;
         Ok(Self { address: listener.local_addr()?, listener, options, tls, due })
     }

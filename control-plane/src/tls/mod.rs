@@ -3,15 +3,11 @@
 
 pub mod peer;
 pub mod serve;
+pub mod serving;
 mod share;
 
-use std::{
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{net::SocketAddr, sync::Arc, time::SystemTime};
 
-use arc_swap::ArcSwap;
 use rustls::{
     RootCertStore, ServerConfig,
     crypto::aws_lc_rs,
@@ -19,16 +15,14 @@ use rustls::{
 };
 use tonic::Status;
 
-use self::peer::Peer;
+use self::{
+    peer::Peer,
+    serving::{ServingTls, due},
+};
 use crate::{
     ca::{Authority, CaError, CurrentAuthority},
     metrics::{Metrics, Refused},
 };
-
-/// After a failed rotation, until the next try.
-const RETRY: Duration = Duration::from_secs(5);
-/// How often the wall clock is looked at.
-const STEP: Duration = Duration::from_secs(30);
 
 /// Why there is no TLS configuration.
 #[derive(Debug, thiserror::Error)]
@@ -44,57 +38,15 @@ pub enum TlsError {
     Verifier(#[from] rustls::server::VerifierBuilderError),
 }
 
-/// The serving side's configuration, replaced while connections use the former one.
-pub struct ServingTls {
+/// Issues the first serving certificate of port 15010. Returns when it must be replaced as well.
+///
+/// # Errors
+/// When the authority cannot sign or rustls refuses its roots.
+pub fn for_sidecars(
     authority: Arc<CurrentAuthority>,
-    config: ArcSwap<ServerConfig>,
-}
-
-impl ServingTls {
-    /// Issues the first serving certificate. Returns when it must be replaced as well.
-    ///
-    /// # Errors
-    /// When the authority cannot sign or rustls refuses its roots.
-    pub fn new(
-        authority: Arc<CurrentAuthority>,
-        now: SystemTime,
-    ) -> Result<(Arc<Self>, SystemTime), TlsError> {
-        let (config, due) = configure(&authority.load(), now)?;
-        Ok((Arc::new(Self { authority, config: ArcSwap::new(config) }), due))
-    }
-
-    /// The configuration for the next connection.
-    #[must_use]
-    pub fn current(&self) -> Arc<ServerConfig> {
-        self.config.load_full()
-    }
-
-    /// Replaces the serving certificate at two thirds of its life and when the authority is replaced, for ever.
-    pub async fn rotate(self: Arc<Self>, mut due: SystemTime) {
-        let mut changes = self.authority.changes();
-        loop {
-            // By the wall clock, in steps: a machine that was suspended wakes to what is due.
-            let left = due.duration_since(SystemTime::now()).unwrap_or_default();
-            if !left.is_zero() {
-                // The sender is in `self`, so it does not go away.
-                let changed = tokio::time::timeout(left.min(STEP), changes.changed()).await;
-                if changed.is_err() {
-                    continue;
-                }
-            }
-            match configure(&self.authority.load(), SystemTime::now()) {
-                Ok((config, next)) => {
-                    self.config.store(config);
-                    due = next;
-                    tracing::debug!("serving certificate replaced");
-                }
-                Err(error) => {
-                    tracing::error!(%error, "the serving certificate could not be replaced; trying again in {RETRY:?}");
-                    due = SystemTime::now() + RETRY;
-                }
-            }
-        }
-    }
+    now: SystemTime,
+) -> Result<(Arc<ServingTls>, SystemTime), TlsError> {
+    ServingTls::new(authority, "the serving certificate", now, configure)
 }
 
 /// TLS 1.3, HTTP/2, no resumption: a resumed session would pass by the verification of the client's certificate.
@@ -108,6 +60,7 @@ fn configure(authority: &Authority, now: SystemTime) -> Result<(Arc<ServerConfig
         .allow_unauthenticated()
         .build()?;
     let (issued, key) = authority.serving(now)?;
+    let due = due(&issued);
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
@@ -115,8 +68,7 @@ fn configure(authority: &Authority, now: SystemTime) -> Result<(Arc<ServerConfig
     config.alpn_protocols = vec![b"h2".to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
-    let life = issued.not_after.duration_since(issued.not_before).unwrap_or_default();
-    Ok((Arc::new(config), issued.not_before + life * 2 / 3))
+    Ok((Arc::new(config), due))
 }
 
 /// Who is at the other end of the connection that a request came on.
@@ -162,6 +114,8 @@ impl Caller {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn caller(not_after: SystemTime) -> Caller {
@@ -185,7 +139,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (life, now) = (Duration::from_secs(3600), SystemTime::now());
         let authority = Authority::open(dir.path(), "cluster.local", life, now).unwrap();
-        let (_, due) = ServingTls::new(CurrentAuthority::new(authority), now).unwrap();
+        let (_, due) = for_sidecars(CurrentAuthority::new(authority), now).unwrap();
         assert!(due > now + life / 2 && due < now + life * 3 / 4);
     }
 }

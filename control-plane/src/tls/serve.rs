@@ -27,8 +27,9 @@ use tonic::codegen::BoxFuture;
 use tower_service::Service as _;
 
 use super::{
-    Caller, ServingTls,
+    Caller,
     peer::peer,
+    serving::ServingTls,
     share::{Share, Shares},
 };
 use crate::{

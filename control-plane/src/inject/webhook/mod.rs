@@ -25,11 +25,9 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::{
-    review::{Namespaces, review},
-    tls::WebhookTls,
-};
+use self::review::{Namespaces, review};
 use super::{Asked, Settings};
+use crate::tls::serving::ServingTls;
 
 /// Where pods of labelled namespaces are sent.
 pub const NAMESPACE_PATH: &str = "/inject/namespace";
@@ -55,7 +53,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub struct Webhook {
     settings: Settings,
     namespaces: Arc<dyn Namespaces>,
-    tls: Arc<WebhookTls>,
+    tls: Arc<ServingTls>,
     connections: Arc<Semaphore>,
     bodies: Semaphore,
     stop: CancellationToken,
@@ -67,7 +65,7 @@ impl Webhook {
     pub fn new(
         settings: Settings,
         namespaces: Arc<dyn Namespaces>,
-        tls: Arc<WebhookTls>,
+        tls: Arc<ServingTls>,
         stop: CancellationToken,
     ) -> Arc<Self> {
         Arc::new(Self {

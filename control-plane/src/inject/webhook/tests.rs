@@ -185,7 +185,7 @@ fn nonsense_gets_an_admission_review_that_says_so() {
 /// A webhook on loopback, and who trusts it.
 struct Served {
     address: std::net::SocketAddr,
-    tls: Arc<WebhookTls>,
+    tls: Arc<ServingTls>,
     authority: Arc<CurrentAuthority>,
     stop: CancellationToken,
     running: tokio::task::JoinHandle<()>,
@@ -199,8 +199,8 @@ impl Served {
         let authority =
             Authority::open(directory.path(), "cluster.local", Duration::from_secs(3600), now).unwrap();
         let authority = CurrentAuthority::new(authority);
-        let names = WebhookTls::names_of("heddle-injector", "heddle-system");
-        let (tls, _) = WebhookTls::new(Arc::clone(&authority), names, now).unwrap();
+        let (tls, _) =
+            tls::for_service(Arc::clone(&authority), "heddle-injector", "heddle-system", now).unwrap();
         let stop = CancellationToken::new();
         let namespaces = Arc::new(Labelled("privileged"));
         let webhook = Webhook::new(Settings::default(), namespaces, Arc::clone(&tls), stop.clone());
