@@ -142,8 +142,6 @@ pub struct Report {
     pub current: usize,
     /// Of these, absent.
     pub absent: usize,
-    /// The unanswered response.
-    pub unanswered: Option<u64>,
     /// What the sidecar could not use.
     pub refused: Vec<RefusedResource>,
 }
@@ -263,11 +261,7 @@ impl<V: View> Session<V> {
 
     /// What an operator sees.
     pub fn report(&self) -> Report {
-        let mut report = Report {
-            subscribed: self.subscriptions.len(),
-            unanswered: self.unanswered(),
-            ..Report::default()
-        };
+        let mut report = Report { subscribed: self.subscriptions.len(), ..Report::default() };
         for subscription in self.subscriptions.values() {
             match subscription.held.version() {
                 Some("") => report.absent += 1,
@@ -465,5 +459,4 @@ fn describe(key: &Key) -> String {
 }
 
 #[cfg(test)]
-#[path = "session_tests.rs"]
 mod tests;

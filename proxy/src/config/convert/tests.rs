@@ -1,5 +1,8 @@
 //! Messages in, config or a named field out.
 
+mod endpoints;
+mod inbound;
+
 use std::{sync::Arc, time::Duration};
 
 use http::StatusCode;
@@ -380,122 +383,4 @@ fn destinations_that_make_no_sense_are_refused_by_field() {
     );
     let pauses = v1::RetryPolicy { backoff_base_ms: 2, backoff_max_ms: 1, ..Default::default() };
     assert_refused(&retry(pauses), &at("backoff_max_ms"), "less than");
-}
-
-fn endpoint(address: &str, port: u32) -> v1::Endpoint {
-    let identity = "spiffe://cluster.local/ns/shop/sa/reviews".into();
-    v1::Endpoint { address: address.into(), port, identity, ..Default::default() }
-}
-
-fn set(endpoints: Vec<v1::Endpoint>, previous: &EndpointSet) -> Result<EndpointSet, ConvertError> {
-    super::endpoints(&v1::Endpoints { endpoints }, previous)
-}
-
-#[test]
-fn endpoints_are_taken_over_with_their_defaults() {
-    let draining =
-        v1::Endpoint { state: v1::EndpointState::Draining.into(), weight: 7, ..endpoint("fd00::1", 81) };
-    let outside = v1::Endpoint { identity: String::new(), must_be_meshed: true, ..endpoint("10.0.0.2", 80) };
-    let set = set(vec![endpoint("10.0.0.1", 80), draining, outside], &EndpointSet::default()).unwrap();
-    assert_eq!((set.all.len(), set.candidates.len()), (3, 2));
-    assert_eq!(set.all[0].identity.as_ref().unwrap().service_account(), "reviews");
-    assert_eq!((set.all[0].weight, set.all[1].weight), (1, 7));
-    assert_eq!(set.all[1].address.to_string(), "[fd00::1]:81");
-    assert!(set.all[1].draining && set.all[2].must_be_meshed && set.all[2].identity.is_none());
-}
-
-#[test]
-fn an_endpoint_that_stays_keeps_what_is_known_of_it() {
-    let first =
-        set(vec![endpoint("10.0.0.1", 80), endpoint("10.0.0.2", 80)], &EndpointSet::default()).unwrap();
-    let backend = convert(&message()).unwrap().default.unwrap();
-    let mut picked = crate::balance::pick(&backend, &first, &[first.all[1].address]).unwrap();
-    picked.load.judge(&backend, Outcome::Failure, Duration::from_millis(1));
-
-    let draining = v1::Endpoint { state: v1::EndpointState::Draining.into(), ..endpoint("10.0.0.1", 80) };
-    let second = set(vec![endpoint("10.0.0.3", 80), draining], &first).unwrap();
-    assert_eq!((second.all[1].stats.consecutive_failures(), second.all[1].stats.in_flight()), (1, 1));
-    assert_eq!(second.all[0].stats.consecutive_failures(), 0);
-
-    // The address has gone to somebody else.
-    let identity = "spiffe://cluster.local/ns/shop/sa/other".into();
-    let third = set(vec![v1::Endpoint { identity, ..endpoint("10.0.0.1", 80) }], &second).unwrap();
-    assert_eq!(third.all[0].stats.consecutive_failures(), 0);
-}
-
-#[test]
-fn endpoints_that_make_no_sense_are_refused_by_field() {
-    let cases = [
-        (endpoint("reviews", 80), "endpoints[1].address: \"reviews\" is not an IP address"),
-        (endpoint("10.0.0.2", 0), "endpoints[1].port: 0 is not a port"),
-        (endpoint("10.0.0.2", 65_536), "endpoints[1].port: 65536"),
-        (endpoint("10.0.0.1", 80), "endpoints[1].address: 10.0.0.1:80 comes twice"),
-        (v1::Endpoint { identity: "reviews".into(), ..endpoint("10.0.0.2", 80) }, "endpoints[1].identity: "),
-    ];
-    for (bad, expected) in cases {
-        let error =
-            set(vec![endpoint("10.0.0.1", 80), bad], &EndpointSet::default()).unwrap_err().to_string();
-        assert!(error.starts_with(expected), "{error}");
-    }
-}
-
-fn pod() -> v1::Inbound {
-    v1::Inbound { identity: "spiffe://cluster.local/ns/shop/sa/reviews".into(), ..Default::default() }
-}
-
-#[test]
-fn a_pods_own_side_is_taken_over_with_its_defaults() {
-    let plain = inbound(&pod()).unwrap();
-    assert_eq!((plain.access_log, plain.terminating), (AccessLog::Errors, false));
-    assert_eq!((plain.port(80).mtls, plain.port(80).protocol), (MtlsMode::Permissive, AppProtocol::Detect));
-    assert!(plain.port(80).access.is_empty());
-
-    let port = v1::InboundPort {
-        port: 9080,
-        protocol: v1::AppProtocol::Http2.into(),
-        mtls: v1::MtlsMode::Permissive.into(),
-        authorities: vec!["Reviews:9080".into()],
-        ..Default::default()
-    };
-    let full = inbound(&v1::Inbound {
-        mtls: v1::MtlsMode::Strict.into(),
-        ports: vec![port],
-        terminating: true,
-        access: vec![v1::AccessRule { name: "shop/none".into(), action: 1, clauses: vec![] }],
-        access_log: v1::AccessLog::All.into(),
-        opaque_ports: vec![4_000],
-        zone: "a".into(),
-        node: "n1".into(),
-        ..pod()
-    })
-    .unwrap();
-    assert!(full.terminating);
-    assert_eq!((full.port(9080).mtls, full.port(9080).protocol), (MtlsMode::Permissive, AppProtocol::Http2));
-    assert!(full.port(9080).access.is_empty(), "a port's own rules replace those of the rest");
-    assert_eq!(full.port(1).mtls, MtlsMode::Strict);
-    assert!(!full.port(1).access.is_empty());
-    assert_eq!(full.port_of_authority("reviews:9080"), Some(9080));
-    assert_eq!((full.access_log, full.opaque_ports), (AccessLog::All, vec![4_000]));
-    assert_eq!((&*full.place.zone, &*full.place.node), ("a", "n1"));
-}
-
-#[test]
-fn a_pods_own_side_that_makes_no_sense_is_refused_by_field() {
-    let port = |port| v1::InboundPort { port, ..Default::default() };
-    let bad_path = v1::AccessOperation { paths: vec!["a".into()], ..Default::default() };
-    let clauses = vec![v1::AccessClause { to: vec![bad_path], ..Default::default() }];
-    let access = vec![v1::AccessRule { name: "shop/a".into(), action: 1, clauses }];
-    let cases = [
-        (v1::Inbound { identity: String::new(), ..pod() }, "identity: "),
-        (v1::Inbound { opaque_ports: vec![1, 0], ..pod() }, "opaque_ports[1]: 0 is not a port"),
-        (v1::Inbound { ports: vec![port(80), port(80)], ..pod() }, "ports[1].port: 80 comes twice"),
-        (
-            v1::Inbound { ports: vec![v1::InboundPort { access, ..port(80) }], ..pod() },
-            "ports[0].access[0].clauses[0].to[0].paths[0]: \"a\" does not begin with /",
-        ),
-    ];
-    for (message, expected) in cases {
-        let error = inbound(&message).unwrap_err().to_string();
-        assert!(error.starts_with(expected), "{error}");
-    }
 }
