@@ -84,6 +84,25 @@ impl Kind {
         }
     }
 
+    /// As the API server's paths and rights have it: `httproutes`.
+    #[must_use]
+    pub const fn plural(self) -> &'static str {
+        match self {
+            Self::Namespace => "namespaces",
+            Self::Node => "nodes",
+            Self::Pod => "pods",
+            Self::Service => "services",
+            Self::EndpointSlice => "endpointslices",
+            Self::HttpRoute => "httproutes",
+            Self::GrpcRoute => "grpcroutes",
+            Self::TcpRoute => "tcproutes",
+            Self::ReferenceGrant => "referencegrants",
+            Self::TrafficPolicy => "trafficpolicies",
+            Self::AccessPolicy => "accesspolicies",
+            Self::MeshPolicy => "meshpolicies",
+        }
+    }
+
     /// As `apiVersion` says it; the first is the one that is suggested.
     #[must_use]
     pub const fn api_versions(self) -> &'static [&'static str] {
@@ -243,6 +262,18 @@ pub enum Change {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_kind_that_is_watched_may_be_watched() {
+        let may = |kind: Kind| {
+            let group = kind.api_versions()[0].split_once('/').map_or("", |(group, _)| group);
+            let rights = crate::cluster::rights::RIGHTS;
+            rights.iter().any(|right| right.group == group && right.resources.contains(&kind.plural()))
+        };
+        for kind in Kind::ALL {
+            assert!(may(kind), "{kind}");
+        }
+    }
 
     #[test]
     fn a_kind_is_written_as_manifests_write_it_everywhere() {

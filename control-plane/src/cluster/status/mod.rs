@@ -248,34 +248,5 @@ impl Writer {
 
 fn resource(kind: Kind, version: &str) -> ApiResource {
     let (group, version) = version.split_once('/').unwrap_or(("", version));
-    let name = kind.as_str().to_lowercase();
-    let plural = name.strip_suffix('y').map_or_else(|| format!("{name}s"), |stem| format!("{stem}ies"));
-    ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind.as_str()), &plural)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_kind_is_found_under_its_plural() {
-        let plurals = Kind::ALL.map(|kind| resource(kind, kind.api_versions()[0]).plural);
-        assert_eq!(
-            plurals,
-            [
-                "namespaces",
-                "nodes",
-                "pods",
-                "services",
-                "endpointslices",
-                "httproutes",
-                "grpcroutes",
-                "tcproutes",
-                "referencegrants",
-                "trafficpolicies",
-                "accesspolicies",
-                "meshpolicies"
-            ]
-        );
-    }
+    ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind.as_str()), kind.plural())
 }

@@ -39,21 +39,6 @@ struct State {
     lists: usize,
 }
 
-const PLURALS: [&str; 12] = [
-    "namespaces",
-    "nodes",
-    "pods",
-    "services",
-    "endpointslices",
-    "httproutes",
-    "grpcroutes",
-    "tcproutes",
-    "referencegrants",
-    "trafficpolicies",
-    "accesspolicies",
-    "meshpolicies",
-];
-
 type Answer = Response<BoxBody<Bytes, Infallible>>;
 
 fn answer(status: StatusCode, value: &Value) -> Answer {
@@ -73,7 +58,7 @@ impl State {
         if self.away {
             return answer(StatusCode::SERVICE_UNAVAILABLE, &failure(503));
         }
-        let Some(plural) = PLURALS.into_iter().find(|plural| *plural == last) else {
+        let Some(plural) = Kind::ALL.map(Kind::plural).into_iter().find(|plural| *plural == last) else {
             return self.resources(uri.path());
         };
         if !query.contains("watch=true") {
@@ -95,10 +80,7 @@ impl State {
 
     fn resources(&self, path: &str) -> Answer {
         let of = |kinds: &[Kind]| {
-            let one = |kind: &Kind| {
-                let index = Kind::ALL.iter().position(|other| other == kind).unwrap();
-                json!({"name": PLURALS[index], "kind": kind.as_str(), "namespaced": true, "singularName": "", "verbs": []})
-            };
+            let one = |kind: &Kind| json!({"name": kind.plural(), "kind": kind.as_str(), "namespaced": true, "singularName": "", "verbs": []});
             let list: Vec<_> = kinds.iter().map(one).collect();
             answer(
                 StatusCode::OK,

@@ -79,7 +79,7 @@ async fn served(client: &Client, kind: Kind) -> Result<Option<ApiResource>, kube
         };
         // Every API server that has sidecars' pods has these.
         if is_built_in(kind) {
-            return Ok(Some(of(&format!("{}s", kind.as_str().to_lowercase()))));
+            return Ok(Some(of(kind.plural())));
         }
         match client.list_api_group_resources(&format!("{group}/{version}")).await {
             Ok(list) => {
