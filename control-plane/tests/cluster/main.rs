@@ -1,7 +1,8 @@
-//! A control plane against a real API server: `kube-apiserver` and `etcd` in the directory `KUBEBUILDER_ASSETS` (the
-//! convention of Kubernetes' controller tests), or the cluster of the kubeconfig in `HEDDLE_TEST_KUBECONFIG`. Where
-//! neither is set every test says so and does nothing.
+//! What needs a cluster: a real API server, `kube-apiserver` and `etcd` in the directory `KUBEBUILDER_ASSETS` (the convention
+//! of Kubernetes' controller tests), or the cluster of the kubeconfig in `HEDDLE_TEST_KUBECONFIG`. Where neither is set every
+//! test that needs one says so and does nothing.
 
+mod chart;
 #[path = "../serve/client.rs"]
 #[allow(dead_code, reason = "these tests need only a part of it")]
 mod client;
@@ -11,8 +12,8 @@ mod health;
 mod hints;
 mod identity;
 mod injection;
+mod replica;
 mod rotation;
-#[allow(dead_code, reason = "the tests of the chart need the rest")]
 mod server;
 mod spread;
 mod status;

@@ -1,17 +1,14 @@
 //! The chart in a cluster: installed, upgraded and taken away by Helm, with a control plane that has its rights and no more.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::collections::BTreeSet;
 
-use heddle_control_plane::{
-    cluster::{rights::RIGHTS, webhook},
-    inject,
-    run::{self, Options, Running},
-};
+use heddle_control_plane::{cluster::rights::RIGHTS, run::Running};
 use serde_json::{Value, json};
 
+use super::engine::{Engine, matrix};
 use crate::{
     client,
-    engine::{Engine, matrix},
+    replica::start_in,
     server::{SYSTEM, Server, route, service, wait},
 };
 
@@ -38,21 +35,7 @@ async fn start(server: &Server, instance: &str) -> Running {
         .unwrap();
     let answer: Value = server.client.request(request).await.unwrap();
     let token = answer["status"]["token"].as_str().unwrap().to_owned();
-    let options = Options {
-        state_dir: "/nowhere".into(),
-        listen: ([127, 0, 0, 1], 0).into(),
-        admin_listen: ([127, 0, 0, 1], 0).into(),
-        certificate_lifetime: Duration::from_secs(3600),
-        root_adopt_after: Duration::from_secs(180),
-        trust_domain: "cluster.local".to_owned(),
-    };
-    let injection = webhook::Options {
-        listen: ([127, 0, 0, 1], 0).into(),
-        service: "heddle-injector".to_owned(),
-        grace: Duration::ZERO,
-        settings: inject::Settings::default(),
-    };
-    run::start_in_cluster(options, injection, server.cluster_as(instance, token)).await.unwrap()
+    start_in(server.cluster_as(instance, token)).await
 }
 
 /// Helm blocks its thread, and the control plane beside it must go on.

@@ -9,7 +9,8 @@ use tokio::{
 };
 
 use crate::{
-    identity::{holder, start},
+    identity::holder,
+    replica::start,
     server::{Server, route, service, wait},
 };
 

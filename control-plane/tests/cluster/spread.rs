@@ -7,7 +7,8 @@ use tokio::task::JoinSet;
 
 use crate::{
     client::{Leaf, Stream, connect, held, join, name},
-    identity::{bundle, start, token},
+    identity::{bundle, token},
+    replica::start,
     server::{SYSTEM, Server, pod, service, wait},
     status::metrics,
 };

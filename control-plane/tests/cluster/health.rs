@@ -7,7 +7,7 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, KeyUsagePurpose,
 use serde_json::Value;
 
 use crate::{
-    identity::start,
+    replica::start,
     server::{SYSTEM, Server, wait},
 };
 

@@ -1,46 +1,13 @@
 //! Pods that prove themselves by the API server's word, and the root that signs for them.
 
-use std::time::Duration;
-
-use heddle_control_plane::{
-    cluster::{Cluster, webhook},
-    inject,
-    run::{self, Options, Running},
-};
 use serde_json::{Value, json};
 use tonic::Code;
 
 use crate::{
     client::{connect, join},
+    replica::start,
     server::{SYSTEM, Server, pod, wait},
 };
-
-pub(crate) async fn start(server: &Server, instance: &str) -> Running {
-    start_in(server.cluster(instance)).await
-}
-
-pub(crate) async fn start_in(cluster: Cluster) -> Running {
-    start_that_adopts_after(cluster, Duration::from_secs(180)).await
-}
-
-/// A new root signs once it has been trusted for so long.
-pub(crate) async fn start_that_adopts_after(cluster: Cluster, root_adopt_after: Duration) -> Running {
-    let options = Options {
-        state_dir: "/nowhere".into(),
-        listen: ([127, 0, 0, 1], 0).into(),
-        admin_listen: ([127, 0, 0, 1], 0).into(),
-        certificate_lifetime: Duration::from_secs(3600),
-        root_adopt_after,
-        trust_domain: "cluster.local".to_owned(),
-    };
-    let injection = webhook::Options {
-        listen: ([127, 0, 0, 1], 0).into(),
-        service: "heddle-injector".to_owned(),
-        grace: Duration::ZERO,
-        settings: inject::Settings::default(),
-    };
-    run::start_in_cluster(options, injection, cluster).await.unwrap()
-}
 
 /// A projected token of a pod, as its kubelet asks for it.
 pub(crate) async fn token(

@@ -17,7 +17,7 @@ use k8s_openapi::api::{
 };
 use serde_json::{Value, json};
 
-use crate::engine::{Engine, Objects, chart, matrix};
+use super::engine::{Engine, Objects, chart, matrix};
 
 const NAME: &str = "heddle-control-plane";
 

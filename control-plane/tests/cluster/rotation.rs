@@ -15,7 +15,8 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use crate::{
     client::{connect, join},
-    identity::{bundle, start_that_adopts_after, token},
+    identity::{bundle, token},
+    replica::start_that_adopts_after,
     server::{SYSTEM, Server, pod, wait},
 };
 

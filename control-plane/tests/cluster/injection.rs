@@ -11,7 +11,7 @@ use kube::{
 };
 
 use crate::{
-    identity::start,
+    replica::start,
     server::{SYSTEM, Server, wait},
 };
 
