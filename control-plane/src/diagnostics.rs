@@ -43,6 +43,10 @@ pub enum Reason {
     InvalidKind,
     /// A backend that cannot be reached through the mesh.
     UnsupportedProtocol,
+    /// A NetworkPolicy keeps sidecars from each other.
+    MeshPortBlocked,
+    /// A NetworkPolicy keeps sidecars from the control plane.
+    ControlPlaneBlocked,
 }
 
 impl Reason {
@@ -58,6 +62,8 @@ impl Reason {
             Self::BackendNotFound => "BackendNotFound",
             Self::RefNotPermitted => "RefNotPermitted",
             Self::InvalidKind => "InvalidKind",
+            Self::MeshPortBlocked => "MeshPortBlocked",
+            Self::ControlPlaneBlocked => "ControlPlaneBlocked",
             Self::UnsupportedProtocol => "UnsupportedProtocol",
         }
     }

@@ -33,10 +33,11 @@ pub struct Right {
 const READ: &[&str] = &["get", "list", "watch"];
 
 /// All of them.
-pub const RIGHTS: [Right; 17] = [
+pub const RIGHTS: [Right; 18] = [
     // What the mesh is made of.
     everywhere("", &["namespaces", "nodes", "pods", "services"], READ),
     everywhere("discovery.k8s.io", &["endpointslices"], READ),
+    everywhere("networking.k8s.io", &["networkpolicies"], READ),
     everywhere(
         "gateway.networking.k8s.io",
         &["grpcroutes", "httproutes", "referencegrants", "tcproutes"],

@@ -68,7 +68,15 @@ impl Mesh {
         let name = Name::new(&reference.namespace, &reference.name);
         match (reference.kind, object) {
             // A namespace's policies matter, whether its object is there or not.
-            (Kind::Namespace, _) => {}
+            (Kind::Namespace, object) => {
+                let labels = object.map(|object| object.meta().labels.clone().unwrap_or_default());
+                self.network.set_namespace(&reference.name, labels.as_ref(), touched);
+            }
+            (Kind::NetworkPolicy, object) => {
+                let policy = object
+                    .and_then(|o| if let Object::NetworkPolicy(p) = o { Some(p.clone()) } else { None });
+                self.network.set_policy(&name, policy, touched);
+            }
             (Kind::Node, object) => {
                 let zone = object.and_then(|o| if let Object::Node(node) = o { zone(node) } else { None });
                 self.set_zone(&reference.name, zone, touched);
@@ -121,6 +129,7 @@ impl Mesh {
             return;
         }
         touched.deps.insert(Dep::pod(name));
+        self.network.set_pod(name, self.pods.get(name), entry.as_ref(), touched);
         // Before and after: who selected it, and who will.
         self.touch_around_pod(name, touched);
         let (shared, old) = self.pods.remove_entry(name).unzip();
@@ -196,6 +205,7 @@ impl Mesh {
         touched.deps.insert(Dep::service(name));
         touched.deps.insert(Dep::endpoints(name));
         touched.suspects.extend(self.referrers.get(name).into_iter().flatten().cloned());
+        self.network.suspect(&name.namespace, touched);
         self.touch_around_service(name, touched);
         let (shared, old) = self.services.remove_entry(name).unzip();
         let shared = shared.unwrap_or_else(|| Arc::new(name.clone()));

@@ -55,6 +55,7 @@ impl Mesh {
             Kind::MeshPolicy => self.mesh_policy_problems(&name),
             Kind::Service => self.target_port_problems(&name),
             Kind::Pod => self.pod_problems(&name),
+            Kind::NetworkPolicy => self.network_policy_problems(&name),
             Kind::Namespace | Kind::Node | Kind::EndpointSlice | Kind::ReferenceGrant => Vec::new(),
         }
     }

@@ -13,6 +13,7 @@ mod facts;
 mod grant;
 mod inbound;
 mod name;
+mod network;
 mod policy;
 mod protocol;
 mod route;
@@ -37,6 +38,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 pub use self::selection::Labels;
 use self::{
     facts::{PodEntry, ServiceEntry, SliceEntry},
+    network::Network,
     selection::Selection,
 };
 use crate::{
@@ -198,6 +200,7 @@ pub struct Mesh {
     access: HashMap<Name, Arc<AccessPolicy>>,
     access_of: HashMap<AccessTarget, BTreeSet<Name>>,
     mesh_policies: HashMap<String, BTreeMap<Seniority, Arc<MeshPolicy>>>,
+    network: Network,
     places: HashMap<ObjectRef, Place>,
     /// Objects whose problems depend on whether a Service is there and what it has.
     referrers: HashMap<Name, BTreeSet<ObjectRef>>,

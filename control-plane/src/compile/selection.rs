@@ -60,6 +60,14 @@ impl Selection {
         self.services_of.get(pod).into_iter().flatten().map(|service| &**service)
     }
 
+    /// Whether a Service selects what has these labels.
+    pub(super) fn selects_any(&self, namespace: &str, labels: &Labels) -> bool {
+        let filed = labels_of(namespace, labels).into_iter();
+        let mut services = filed.filter_map(|label| self.services_by_label.get(&label)).flatten();
+        services
+            .any(|service| self.services.get(service).is_some_and(|(selector, _)| selects(selector, labels)))
+    }
+
     /// Sets or, with `None`, removes a pod's labels. Returns them as they are kept: once for all pods that have the same.
     pub(super) fn set_pod(&mut self, pod: &Arc<Name>, labels: Option<&Labels>) -> Option<Arc<Labels>> {
         if let Some(old) = self.pods.remove(pod) {
@@ -181,6 +189,7 @@ mod tests {
                     prop_assert_eq!(index.pods(service).collect::<Vec<_>>(), expected);
                 }
                 for (pod, labels) in &pods {
+                    prop_assert_eq!(index.selects_any("n", labels), index.services(pod).next().is_some());
                     let expected: Vec<_> = services
                         .iter()
                         .filter(|(_, selector)| !selector.is_empty() && selects(selector, labels))

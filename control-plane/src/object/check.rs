@@ -40,7 +40,11 @@ pub fn check(object: &Object) -> Vec<FieldError> {
                 access_rule(&format!("spec.rules[{i}]"), rule, &mut errors);
             }
         }
-        Object::Namespace(_) | Object::Node(_) | Object::ReferenceGrant(_) | Object::MeshPolicy(_) => {}
+        Object::Namespace(_)
+        | Object::Node(_)
+        | Object::NetworkPolicy(_)
+        | Object::ReferenceGrant(_)
+        | Object::MeshPolicy(_) => {}
     }
     errors
 }

@@ -15,6 +15,7 @@ use heddle_api::resources::{AccessPolicy, MeshPolicy, TrafficPolicy};
 use k8s_openapi::api::{
     core::v1::{Namespace, Node, Pod, Service},
     discovery::v1::EndpointSlice,
+    networking::v1::NetworkPolicy,
 };
 use serde::{Deserialize, Deserializer};
 use serde_norway::Value;
@@ -294,6 +295,7 @@ fn read(kind: Kind, text: Option<&str>, value: &Value) -> Result<(Object, Vec<St
         Kind::Pod => object!(Pod, Pod),
         Kind::Service => object!(Service, Service),
         Kind::EndpointSlice => object!(EndpointSlice, EndpointSlice),
+        Kind::NetworkPolicy => object!(NetworkPolicy, NetworkPolicy),
         Kind::HttpRoute => object!(HttpRoute, HttpRoute),
         Kind::GrpcRoute => object!(GrpcRoute, GrpcRoute),
         Kind::TcpRoute => object!(TcpRoute, TcpRoute),

@@ -11,17 +11,17 @@ use crate::{
 };
 
 /// A mesh made from manifests.
-fn mesh(manifests: &str) -> Mesh {
+pub(super) fn mesh(manifests: &str) -> Mesh {
     let mut mesh = Mesh::new(Options::default());
     mesh.apply(upserts(manifests));
     mesh
 }
 
-fn upserts(manifests: &str) -> Vec<Change> {
+pub(super) fn upserts(manifests: &str) -> Vec<Change> {
     objects(manifests).into_iter().map(Change::Upsert).collect()
 }
 
-fn removals(manifests: &str) -> Vec<Change> {
+pub(super) fn removals(manifests: &str) -> Vec<Change> {
     objects(manifests).iter().map(Object::reference).map(Change::Remove).collect()
 }
 

@@ -14,6 +14,7 @@ use k8s_openapi::{
     api::{
         core::v1::{Container, Namespace, Node, Pod, PodSpec, PodStatus, Service},
         discovery::v1::EndpointSlice,
+        networking::v1::NetworkPolicy,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
@@ -28,7 +29,7 @@ use crate::{
     source::document::closed,
 };
 
-/// The labels of an object that is no Pod that anything depends on.
+/// The labels that anything depends on of an object that is neither a Pod nor a Namespace, of which policies select any.
 const LABELS: [&str; 2] = ["kubernetes.io/service-name", "topology.kubernetes.io/zone"];
 
 /// An object of the API server.
@@ -104,6 +105,7 @@ fn typed(kind: Kind, metadata: &ObjectMeta, data: &mut Value) -> Result<Object, 
         Kind::Pod => object!(Pod, Pod, pod),
         Kind::Service => object!(Service, Service, |service| Service { status: None, ..service }),
         Kind::EndpointSlice => object!(EndpointSlice, EndpointSlice, |slice| slice),
+        Kind::NetworkPolicy => object!(NetworkPolicy, NetworkPolicy, |policy| policy),
         Kind::HttpRoute => object!(HttpRoute, HttpRoute, |route| route),
         Kind::GrpcRoute => object!(GrpcRoute, GrpcRoute, |route| route),
         Kind::TcpRoute => object!(TcpRoute, TcpRoute, |route| route),
@@ -131,7 +133,7 @@ fn parse<T: DeserializeOwned>(kind: Kind, data: &mut Value) -> Result<T, FieldEr
 /// What is used of the metadata.
 fn trim(kind: Kind, meta: ObjectMeta) -> ObjectMeta {
     let mut labels = meta.labels;
-    if let Some(labels) = labels.as_mut().filter(|_| kind != Kind::Pod) {
+    if let Some(labels) = labels.as_mut().filter(|_| !matches!(kind, Kind::Pod | Kind::Namespace)) {
         labels.retain(|key, _| LABELS.contains(&key.as_str()));
     }
     let mut annotations = meta.annotations;

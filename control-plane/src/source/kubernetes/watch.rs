@@ -67,7 +67,10 @@ pub(super) async fn watch(client: Client, kind: Kind, tx: Sender<Notice>) {
 }
 
 const fn is_built_in(kind: Kind) -> bool {
-    matches!(kind, Kind::Namespace | Kind::Node | Kind::Pod | Kind::Service | Kind::EndpointSlice)
+    matches!(
+        kind,
+        Kind::Namespace | Kind::Node | Kind::Pod | Kind::Service | Kind::EndpointSlice | Kind::NetworkPolicy
+    )
 }
 
 /// The newest version of a kind that we read and the API server serves.
