@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    heddle_control_plane::inject::cli::main()
+    heddle_control_plane::heddle::main()
 }

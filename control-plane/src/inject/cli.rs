@@ -1,35 +1,21 @@
-//! The program `heddle`, for people: `heddle inject -f app.yaml`.
+//! `heddle inject -f app.yaml`.
 
 use std::{
     io::{Read as _, Write as _},
     path::{Path, PathBuf},
-    process::ExitCode,
 };
 
 use anyhow::Context as _;
-use clap::{Args, Parser, Subcommand};
+use clap::Args;
 
 use super::{Settings, offline, settings};
 
 /// Bytes of manifests that are read.
 const LONGEST: u64 = 64 << 20;
 
-/// Heddle's command line for people.
-#[derive(Debug, Parser)]
-#[command(name = "heddle", version, about)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Adds the sidecar to the pods and workloads of manifests, and prints them: what the webhook does in a cluster.
-    Inject(InjectArgs),
-}
-
+/// What it is told.
 #[derive(Debug, Args)]
-struct InjectArgs {
+pub struct InjectArgs {
     /// Manifests, YAML or JSON; - is stdin. Repeatable.
     #[arg(
         short,
@@ -48,22 +34,12 @@ struct InjectArgs {
     system_namespace: String,
 }
 
-/// The program. Ends with 0, with 1 and a reason when something failed, or with 2 for a wrong command line.
-#[must_use]
-pub fn main() -> ExitCode {
-    let Command::Inject(args) = Cli::parse().command;
-    match args.perform() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            say(&format!("heddle: {error:#}"));
-            ExitCode::FAILURE
-        }
-    }
-}
-
 impl InjectArgs {
     /// Prints all documents, or, where one pod is refused, none.
-    fn perform(&self) -> anyhow::Result<()> {
+    ///
+    /// # Errors
+    /// When a file cannot be read, or a pod is refused.
+    pub fn perform(&self) -> anyhow::Result<()> {
         let mut common = Settings {
             control_plane: settings::control_plane(&self.system_namespace),
             ..Settings::default()
@@ -109,13 +85,14 @@ fn say(text: &str) {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
+    use clap::Parser as _;
 
     use super::*;
 
-    #[test]
-    fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: InjectArgs,
     }
 
     #[test]
@@ -124,9 +101,8 @@ mod tests {
         let problem = |text: &str| {
             let path = dir.path().join("app.yaml");
             std::fs::write(&path, text).unwrap();
-            let line = ["heddle", "inject", "-f", path.to_str().unwrap()];
-            let Command::Inject(args) = Cli::parse_from(line).command;
-            format!("{:#}", args.perform().unwrap_err())
+            let line = Line::parse_from(["inject", "-f", path.to_str().unwrap()]);
+            format!("{:#}", line.args.perform().unwrap_err())
         };
         let pod = "kind: Pod\nmetadata: {name: net}\nspec: {hostNetwork: true, containers: [{name: a}]}\n";
         let refused = problem(pod);

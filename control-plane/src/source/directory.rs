@@ -22,7 +22,10 @@ use super::{
     last_good::LastGood,
     notices::{self, Notice},
 };
-use crate::diagnostics::{Diagnostic, Log, Reason, Severity};
+use crate::{
+    diagnostics::{Diagnostic, Log, Reason, Severity},
+    object::Change,
+};
 
 /// How often everything is looked at while the kernel gives notice, and while it does not. With notice, a look takes at
 /// most a hundredth of the time, if that is not too rare.
@@ -39,6 +42,25 @@ const WHILE_OPEN: Duration = Duration::from_millis(if cfg!(target_os = "linux") 
 /// A file that looks gone or empty is believed after this; editors and shells make such moments.
 const DOUBT_GONE: Duration = Duration::from_millis(60);
 const DOUBT_EMPTY: Duration = Duration::from_millis(500);
+
+/// What the directory holds now, and what is wrong with its files.
+///
+/// # Errors
+/// When the directory cannot be read.
+pub fn read(dir: &Path) -> io::Result<(Vec<Change>, Vec<Diagnostic>)> {
+    let listing = files::list(dir)?;
+    let mut catalog = Catalog::default();
+    let found = |path: PathBuf| {
+        let found = match files::read(&path) {
+            Ok((text, _)) => Found::Documents(document::parse(&text, |_| None)),
+            Err(error) => Found::Unreadable(error.to_string()),
+        };
+        (path, found)
+    };
+    let blind = listing.blind.into_iter().map(|(path, error)| (path, Found::Unreadable(error)));
+    let changes = catalog.apply(listing.files.into_keys().map(found).chain(blind));
+    Ok((changes, catalog.problems()))
+}
 
 /// Reads the directory, sends everything it holds, then what changes, until the receiver is gone. What its files held
 /// when they were last good is kept in `state`, a directory that exists.

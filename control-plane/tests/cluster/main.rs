@@ -3,6 +3,7 @@
 //! test that needs one says so and does nothing.
 
 mod chart;
+mod checkup;
 #[path = "../serve/client.rs"]
 #[allow(dead_code, reason = "these tests need only a part of it")]
 mod client;

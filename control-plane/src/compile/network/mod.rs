@@ -20,12 +20,13 @@ use k8s_openapi::api::networking::v1::NetworkPolicy;
 use super::{Mesh, apply::Touched, facts::PodEntry, selection::Labels};
 use crate::{
     diagnostics::FieldError,
-    inject::INJECT,
     object::{Kind, Name, ObjectRef},
 };
 
 /// Label and value of the control plane's own pods (`charts/heddle`).
 const CONTROL_PLANE: (&str, &str) = ("app.kubernetes.io/name", "heddle-control-plane");
+/// Label of a Namespace whose new pods get a sidecar; the value is `enabled`. The injector's, of whom nothing else is known here.
+const INJECT: &str = "heddle.dev/inject";
 /// Label that every namespace has, with its name.
 const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 

@@ -30,7 +30,7 @@ pub const NAME: &str = "heddle-injector";
 /// How long the API server waits.
 pub const TIMEOUT_SECONDS: u8 = 5;
 /// Namespaces that are never concerned, beside Heddle's own.
-const LEFT_OUT: [&str; 3] = ["kube-system", "kube-public", "kube-node-lease"];
+pub const LEFT_OUT: [&str; 3] = ["kube-system", "kube-public", "kube-node-lease"];
 /// The label that Kubernetes itself gives each namespace.
 const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 /// Between two looks at a bundle that is right: somebody may have written over it, as an upgrade by Helm does.

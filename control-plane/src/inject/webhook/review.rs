@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::inject::{Asked, Outcome, Settings, inject};
 
 /// The label by which a namespace's Pod Security Standard is enforced.
-const ENFORCE: &str = "pod-security.kubernetes.io/enforce";
+pub const ENFORCE: &str = "pod-security.kubernetes.io/enforce";
 
 /// What is known of namespaces.
 pub trait Namespaces: Send + Sync {

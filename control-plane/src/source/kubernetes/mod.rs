@@ -12,7 +12,7 @@ mod watch;
 
 use std::{sync::Arc, time::Duration};
 
-use kube::Client;
+use kube::{Api, Client, api::ListParams, core::DynamicObject};
 use tokio::{
     sync::mpsc::{self, Sender},
     task::JoinSet,
@@ -20,7 +20,10 @@ use tokio::{
 
 use self::{ledger::Ledger, merge::Merge};
 use super::Batch;
-use crate::{diagnostics::Log, object::Kind};
+use crate::{
+    diagnostics::{Diagnostic, Log},
+    object::{Kind, Object},
+};
 
 /// Notices that the watches may be ahead.
 const NOTICES: usize = 1024;
@@ -62,4 +65,33 @@ pub async fn run(client: Client, ledger: Arc<Ledger>, tx: Sender<Batch>) -> anyh
             return Ok(());
         }
     }
+}
+
+/// All objects of a kind as the API server has them now, in the newest version that we read; `None` where it has no such
+/// kind.
+///
+/// # Errors
+/// When the API server does not say.
+pub async fn list(client: &Client, kind: Kind) -> Result<Option<Vec<DynamicObject>>, kube::Error> {
+    let Some(resource) = watch::served(client, kind).await? else { return Ok(None) };
+    let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
+    let mut all = Vec::new();
+    let mut params = ListParams::default().limit(watch::PAGE);
+    loop {
+        let page = api.list(&params).await?;
+        all.extend(page.items);
+        match page.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => params = params.continue_token(&token),
+            None => return Ok(Some(all)),
+        }
+    }
+}
+
+/// An object as the mesh takes it, or what is wrong with it.
+///
+/// # Errors
+/// What is wrong. What is used instead is not told here.
+pub fn object(kind: Kind, object: DynamicObject) -> Result<Object, Diagnostic> {
+    let read::Item { reference, outcome, .. } = read::read(kind, object);
+    outcome.map_err(|(error, _)| error.of(&reference, None))
 }

@@ -29,7 +29,7 @@ const CHECK: Duration = Duration::from_secs(20);
 /// After a question that got no answer.
 const RETRY: Duration = Duration::from_secs(1);
 /// Objects in one page of a list.
-const PAGE: u32 = 500;
+pub(super) const PAGE: u32 = 500;
 
 /// What a watch tells.
 #[derive(Debug)]
@@ -74,7 +74,7 @@ const fn is_built_in(kind: Kind) -> bool {
 }
 
 /// The newest version of a kind that we read and the API server serves.
-async fn served(client: &Client, kind: Kind) -> Result<Option<ApiResource>, kube::Error> {
+pub(super) async fn served(client: &Client, kind: Kind) -> Result<Option<ApiResource>, kube::Error> {
     for version in kind.api_versions() {
         let (group, version) = version.split_once('/').unwrap_or(("", version));
         let of = |plural: &str| {
