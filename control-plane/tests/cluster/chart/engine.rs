@@ -4,10 +4,16 @@ use std::{
     io::Write as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use serde::{Deserialize as _, de::DeserializeOwned};
 use serde_json::{Value, json};
+
+use crate::server::Server;
+
+/// An API server that can describe itself does so in this time.
+const DESCRIBED: Duration = Duration::from_secs(10);
 
 /// The chart.
 pub(crate) fn chart() -> PathBuf {
@@ -19,18 +25,37 @@ pub(crate) struct Engine {
     pub(crate) python: PathBuf,
     /// Of the cluster, where there is one.
     pub(crate) kubeconfig: PathBuf,
+    /// Whether the API server there can describe itself to Helm.
+    pub(crate) described: bool,
 }
 
 impl Engine {
     /// `None`, with a word, where it is not to be had.
     pub(crate) fn find() -> Option<Self> {
         match heddle_tests::python::environment("heddle-tests-helm", &["helm-python-sdk==0.2.2"]) {
-            Ok(python) => Some(Self { python, kubeconfig: PathBuf::from("/nowhere") }),
+            Ok(python) => Some(Self { python, kubeconfig: PathBuf::from("/nowhere"), described: false }),
             Err(error) => {
                 println!("skipped: needs helm-python-sdk ({error:#})");
                 None
             }
         }
+    }
+
+    /// The same for a cluster.
+    pub(crate) async fn of(self, server: &Server) -> Self {
+        let request = http::Request::get("/openapi/v2")
+            .header("accept", "application/com.github.proto-openapi.spec.v2@v1.0+protobuf")
+            .body(kube::client::Body::empty())
+            .unwrap();
+        // The client asks again and again where the answer is 503.
+        let answer = tokio::time::timeout(DESCRIBED, server.client.send(request)).await;
+        let described = matches!(answer, Ok(Ok(answer)) if answer.status().is_success());
+        if !described {
+            println!(
+                "not done: Helm's look for misspelt fields (this API server cannot write its OpenAPI v2 as protobuf)"
+            );
+        }
+        Self { kubeconfig: server.kubeconfig(), described, ..self }
     }
 
     /// Does one thing after another.
@@ -39,6 +64,7 @@ impl Engine {
             .arg(heddle_tests::python::script("helm.py"))
             .arg(chart())
             .env("KUBECONFIG", &self.kubeconfig)
+            .env("HEDDLE_TEST_OPENAPI", if self.described { "served" } else { "not served" })
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -112,6 +138,7 @@ pub(crate) fn matrix() -> Vec<(&'static str, Value)> {
             "everything optional",
             json!({
                 "networkPolicy": {"enabled": true, "metricsFrom": [{"namespaceSelector": {"matchLabels": {"team": "o11y"}}}]},
+                "podMonitor": {"enabled": true, "labels": {"release": "prometheus"}, "interval": "1m"},
                 "serviceMonitor": {"enabled": true, "labels": {"release": "prometheus"}, "interval": "15s"},
                 "injection": {"failurePolicy": "Ignore", "timeoutSeconds": 3, "excludedNamespaces": ["batch"]},
             }),

@@ -19,7 +19,7 @@ async fn prepare() -> Option<(Engine, Server)> {
         println!("skipped: needs KUBEBUILDER_ASSETS (somebody else's cluster may have a Heddle of its own)");
         return None;
     }
-    let helm = Engine { kubeconfig: server.kubeconfig(), ..Engine::find()? };
+    let helm = Engine::find()?.of(&server).await;
     Some((helm, server))
 }
 
@@ -116,7 +116,7 @@ async fn every_object_of_the_matrix_is_taken_by_an_api_server_to_the_last_field(
         let objects = tokio::task::block_in_place(|| engine.render(&values));
         for object in objects.0 {
             // The operator that defines it is not there.
-            if object["kind"] == "ServiceMonitor" {
+            if object["kind"] == "ServiceMonitor" || object["kind"] == "PodMonitor" {
                 continue;
             }
             let took = server.would_take(&object).await;

@@ -5,6 +5,7 @@ use std::process::Command;
 use heddle_control_plane::{
     cluster::rights::{self, Scope},
     inject::{
+        self,
         settings::{self, Settings},
         webhook::registration::{self, Place},
     },
@@ -80,7 +81,13 @@ fn what_is_optional_comes_when_it_is_asked_for() {
         helm.render(&values)
     };
     let optional = |objects: &Objects| -> Vec<String> {
-        let all = ["HorizontalPodAutoscaler", "NetworkPolicy", "PodDisruptionBudget", "ServiceMonitor"];
+        let all = [
+            "HorizontalPodAutoscaler",
+            "NetworkPolicy",
+            "PodDisruptionBudget",
+            "PodMonitor",
+            "ServiceMonitor",
+        ];
         let kinds = objects.kinds();
         all.into_iter().filter(|kind| kinds.contains(kind)).map(str::to_owned).collect()
     };
@@ -105,10 +112,23 @@ fn what_is_optional_comes_when_it_is_asked_for() {
     let deployment: Deployment = scaled.typed("Deployment", NAME);
     assert_eq!(deployment.spec.unwrap().replicas, None, "the autoscaler's word is not written over");
     assert_eq!(optional(&of("one replica without a budget")), Vec::<String>::new());
+    let everything = of("everything optional");
     assert_eq!(
-        optional(&of("everything optional")),
-        ["NetworkPolicy", "PodDisruptionBudget", "ServiceMonitor"]
+        optional(&everything),
+        ["NetworkPolicy", "PodDisruptionBudget", "PodMonitor", "ServiceMonitor"]
     );
+    // It finds what the injector makes: by its label, at its port.
+    let monitor = everything.find("PodMonitor", "heddle-proxy").unwrap();
+    assert_eq!(monitor["spec"]["selector"]["matchExpressions"][0]["key"], inject::VERSION_LABEL);
+    assert_eq!(monitor["spec"]["namespaceSelector"]["any"], true);
+    let pod = json!({"metadata": {}, "spec": {"containers": [{"name": "a"}]}});
+    let injected = inject::inject(&pod, inject::Asked::ByNamespace, &Settings::default()).unwrap();
+    let inject::Outcome::Patched { patch, .. } = injected else { panic!("{injected:?}") };
+    let mut pod = pod;
+    json_patch::patch(&mut pod, &patch).unwrap();
+    let ports = pod["spec"]["initContainers"][1]["ports"].as_array().unwrap();
+    let endpoint = &monitor["spec"]["podMetricsEndpoints"][0];
+    assert!(ports.iter().any(|port| port["name"] == endpoint["port"] && port["containerPort"] == 15020));
     let own = of("somebody's own registry and scheduling");
     let deployment: Deployment = own.typed("Deployment", NAME);
     let container = deployment.spec.unwrap().template.spec.unwrap().containers.remove(0);
@@ -149,6 +169,7 @@ fn a_wrong_value_is_refused_with_its_name() {
         (json!({"injection": {"timeoutSeconds": 31}}), "/injection/timeoutSeconds"),
         (json!({"networkPolicy": {"enabled": "yes"}}), "/networkPolicy/enabled"),
         (json!({"serviceMonitor": {"interval": "often"}}), "/serviceMonitor/interval"),
+        (json!({"podMonitor": {"port": 1}}), "'port'"),
         (json!({"controlplane": {}}), "'controlplane'"),
     ];
     let operations: Vec<Value> =
