@@ -17,6 +17,7 @@ mod nothing_drops;
 mod one_request_over_mtls;
 mod partition;
 mod programs;
+mod quick_start;
 mod redirected;
 mod replicas;
 mod rolling;

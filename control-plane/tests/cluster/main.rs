@@ -13,6 +13,7 @@ mod health;
 mod hints;
 mod identity;
 mod injection;
+mod quick_start;
 mod replica;
 mod rotation;
 mod server;

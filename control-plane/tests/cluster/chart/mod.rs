@@ -5,3 +5,5 @@
 mod engine;
 mod install;
 mod render;
+
+pub(crate) use self::engine::Engine;
