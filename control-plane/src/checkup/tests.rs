@@ -362,6 +362,16 @@ fn a_directory_is_checked_without_a_cluster() {
         said("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n"),
         ["Ok objects: routes and policies fit each other"]
     );
+    let trap = "apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: shop, annotations: {heddle.dev/sidecar: 'true'}}\nspec: {containers: [{name: a}]}\n---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p, namespace: shop}\nspec: {ingress: [{ports: [{port: 80}]}]}\n";
+    std::fs::write(dir.path().join("a.yaml"), trap).unwrap();
+    let found = gather::directory(dir.path()).unwrap().findings.remove(1);
+    assert_eq!((found.level, found.check), (Level::Error, "network-policies"));
+    assert!(
+        found.message.contains("a.yaml:6: NetworkPolicy shop/p: spec.ingress[0].ports: admits port 80"),
+        "{found:?}"
+    );
+    std::fs::write(dir.path().join("a.yaml"), trap.replace("port: 80", "port: 80}, {port: 15008")).unwrap();
+    assert_eq!(gather::directory(dir.path()).unwrap().findings[1].level, Level::Ok);
     assert!(said("kind: Pod\n  x: [\n")[0].starts_with("Error objects: "));
     assert!(gather::directory(&dir.path().join("nowhere")).is_err());
 }

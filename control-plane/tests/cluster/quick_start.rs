@@ -24,7 +24,7 @@ async fn perform(line: &str, engine: &Engine, server: &Server) {
     let words: Vec<&str> = line.split_whitespace().collect();
     match words[..] {
         ["docker", "build", ..] => {
-            println!("not run: no images are built here; .github/workflows/ci.yml builds them")
+            println!("not run: no images are built here; .github/workflows/ci.yml builds them");
         }
         ["helm", "install", "heddle", "charts/heddle", "-n", SYSTEM, "--create-namespace"] => {
             let done = tokio::task::block_in_place(|| engine.one(json!({"do": "install"}))).unwrap();
