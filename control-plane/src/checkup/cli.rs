@@ -14,6 +14,9 @@ use super::{Level, Report, gather};
 /// The API server has this long for a connection, and for an answer.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
+/// All of it takes no longer. The client asks again by itself where the API server says that it is busy.
+const ALL: Duration = Duration::from_secs(180);
+
 /// How it is said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Output {
@@ -72,7 +75,10 @@ impl CheckArgs {
             let mut config = self.config().await?;
             config.connect_timeout = Some(TIMEOUT);
             config.read_timeout = Some(TIMEOUT);
-            gather::cluster(Client::try_from(config)?, &self.system_namespace).await
+            let gathered = gather::cluster(Client::try_from(config)?, &self.system_namespace);
+            tokio::time::timeout(ALL, gathered).await.with_context(|| {
+                format!("the API server did not answer everything within {ALL:?}: is it busy?")
+            })?
         })
     }
 

@@ -89,7 +89,11 @@ impl Facts {
         match result {
             Ok(found) => Some(found),
             Err(error) => {
-                self.unseen.push((check, error.to_string()));
+                let why = match error {
+                    kube::Error::Api(status) => status.message,
+                    error => error.to_string(),
+                };
+                self.unseen.entry(check).or_default().push(why);
                 None
             }
         }

@@ -96,7 +96,7 @@ struct Facts {
     /// Before an install: what the caller may not do. After: what the control plane may not.
     lacking: Vec<Lacking>,
     /// What could not be looked at, and why.
-    unseen: Vec<(&'static str, String)>,
+    unseen: BTreeMap<&'static str, Vec<String>>,
 }
 
 impl Facts {
@@ -110,7 +110,8 @@ impl Facts {
 fn judge(facts: &Facts) -> Report {
     let mut findings = Vec::new();
     for (check, why) in &facts.unseen {
-        let finding = Finding::new(check, Level::Note, format!("could not be looked at: {why}"));
+        let finding =
+            Finding::new(check, Level::Note, format!("could not all be looked at: {}", why.join("; ")));
         findings.push(finding.fix("ask somebody who may read it to run heddle check, or go on without"));
     }
     findings.extend(install::version(facts));
