@@ -13,6 +13,8 @@ use crate::{
     world::{PATIENCE, World, get, pod, token},
 };
 
+const REFUSED: &str = "heddle_control_plane_refused_total{reason=\"ClientCertificate\"}";
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_joins_with_its_token_and_renews_with_its_certificate() {
     let world = World::shop();
@@ -124,11 +126,13 @@ async fn a_certificate_of_another_authority_does_not_get_in() {
         Err(_) => true,
     };
     assert!(refused);
-    let metrics = get(running.admin_address, "/metrics").await.unwrap();
-    assert!(
-        metrics.contains("heddle_control_plane_refused_total{reason=\"ClientCertificate\"}"),
-        "{metrics}"
-    );
+    // The alert is on its way before the refusal is counted.
+    let counted = async {
+        while !get(running.admin_address, "/metrics").await.unwrap().contains(REFUSED) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, counted).await.expect("the refusal is counted");
     // Nor does the other's CA pass for ours.
     assert!(connect(running.address, &other_ca, None).await.is_err());
     running.stop().await;
