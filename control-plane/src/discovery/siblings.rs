@@ -15,7 +15,7 @@ use std::{
 use heddle_api::identity::SpiffeId;
 use tokio::time::Instant;
 
-use crate::compile::Labels;
+use crate::{compile::Labels, inject::VERSION_LABEL};
 
 /// Names remembered of a workload, and told to its new pods.
 pub const NAMES: usize = 32;
@@ -23,8 +23,8 @@ pub const NAMES: usize = 32;
 const MEMORY: Duration = Duration::from_secs(3600);
 /// Fewer workloads are not looked through for those that have nothing left.
 const FEW: usize = 256;
-/// Labels that differ between pods of one workload: by revision, by replica, by run of a Job.
-const TELL_APART: [&str; 9] = [
+/// Labels that differ between pods of one workload: by revision, by replica, by run of a Job, by sidecar.
+const TELL_APART: [&str; 10] = [
     "pod-template-hash",
     "controller-revision-hash",
     "statefulset.kubernetes.io/pod-name",
@@ -34,6 +34,7 @@ const TELL_APART: [&str; 9] = [
     "job-name",
     "batch.kubernetes.io/job-name",
     "batch.kubernetes.io/job-completion-index",
+    VERSION_LABEL,
 ];
 
 /// Which workload.

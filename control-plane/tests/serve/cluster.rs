@@ -15,6 +15,7 @@ use heddle_control_plane::{
         Cluster, lease,
         root::{self, Root},
         status::health::CONDITION,
+        trust::ADOPT,
         webhook,
     },
     compile,
@@ -45,6 +46,7 @@ pub(crate) async fn start(server: &ApiServer, instance: &str) -> Running {
         listen: any,
         admin_listen: any,
         certificate_lifetime: Duration::from_secs(3600),
+        root_adopt_after: ADOPT,
         trust_domain: "cluster.local".to_owned(),
     };
     let injection = webhook::Options {
@@ -414,6 +416,7 @@ async fn follow(server: &ApiServer) -> Followed {
         namespace: SYSTEM.to_owned(),
         trust_domain: "cluster.local".to_owned(),
         lifetime: DAY,
+        adopt_after: ADOPT,
     };
     let (root, current) = Root::open(settings).await.unwrap();
     let metrics = Metrics::new();
