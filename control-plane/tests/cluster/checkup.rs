@@ -84,7 +84,7 @@ async fn a_cluster_is_checked_before_and_after_an_install() {
     let rights = told.findings.iter().find(|finding| finding.check == "rights").expect("it is told");
     for right in [
         "create apiextensions.k8s.io/customresourcedefinitions",
-        "create apps/deployments in heddle-system",
+        "create get apps/deployments in heddle-system",
         "get list watch networking.k8s.io/networkpolicies",
     ] {
         assert!(rights.message.contains(right), "{}", rights.message);

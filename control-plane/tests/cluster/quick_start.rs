@@ -56,14 +56,14 @@ async fn lead_here(server: &Server, port: u16) {
         ))
         .await;
     let name = "{apiVersion: admissionregistration.k8s.io/v1, kind: MutatingWebhookConfiguration, metadata: {name: heddle-injector}}";
-    let found = server.get(name).await.unwrap();
-    let mut webhooks = found.data["webhooks"].clone();
-    for webhook in webhooks.as_array_mut().unwrap() {
-        webhook["clientConfig"]["service"]["port"] = port.into();
-    }
-    let moved = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration",
-        "metadata": {"name": "heddle-injector"}, "webhooks": webhooks});
-    server.replace(&moved.to_string()).await;
+    // The control plane writes its `caBundle` into it at the same time.
+    server
+        .edit(name, |found| {
+            for webhook in found.data["webhooks"].as_array_mut().unwrap() {
+                webhook["clientConfig"]["service"]["port"] = port.into();
+            }
+        })
+        .await;
 }
 
 async fn follow(text: &str, heading: &str) {

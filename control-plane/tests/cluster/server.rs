@@ -250,6 +250,22 @@ impl Server {
         api.replace(&name, &kube::api::PostParams::default(), &object).await.unwrap()
     }
 
+    /// Changes an object as it is then; again where somebody else changed it meanwhile.
+    pub(crate) async fn edit(&self, manifest: &str, change: impl Fn(&mut DynamicObject)) {
+        let value: Value = serde_norway::from_str(manifest).unwrap();
+        let (api, name) = self.api_of(&value);
+        wait("nobody else writes it", async || {
+            let mut object = api.get(&name).await.unwrap();
+            change(&mut object);
+            match api.replace(&name, &kube::api::PostParams::default(), &object).await {
+                Ok(_) => Some(()),
+                Err(kube::Error::Api(status)) if status.code == 409 => None,
+                Err(error) => panic!("{name}: {error}"),
+            }
+        })
+        .await;
+    }
+
     /// An object as it is now.
     pub(crate) async fn get(&self, manifest: &str) -> Option<DynamicObject> {
         let value: Value = serde_norway::from_str(manifest).unwrap();
