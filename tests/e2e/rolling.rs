@@ -41,7 +41,7 @@ impl Server {
         std::fs::create_dir(&home).unwrap();
         let requests = home.join("requests");
         let config = format!(
-            "daemon off; worker_processes 1; pid {home}/pid; error_log stderr; user root;
+            "daemon off; master_process off; pid {home}/pid; error_log stderr; user root;
 events {{ worker_connections 512; }}
 http {{
   log_format line '$request_method $status';

@@ -23,7 +23,7 @@ async fn site(nginx: PathBuf) -> Site {
     std::fs::write(home.join("html/index.html"), "warp and weft\n").unwrap();
     std::fs::write(home.join("html/big"), vec![b'b'; 2_000_000]).unwrap();
     let config = format!(
-        "daemon off; worker_processes 1; pid {home}/pid; error_log stderr;
+        "daemon off; master_process off; pid {home}/pid; error_log stderr;
 events {{ worker_connections 512; }}
 http {{
   access_log off; client_body_temp_path {home}/body; proxy_temp_path {home}/proxy;
