@@ -17,7 +17,11 @@ use super::{edge, http1, http2};
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A request's body; a pooled connection serves bodies of all types. Without content it allocates nothing.
-pub(super) struct SendBody(Option<Pin<Box<dyn Body<Data = Bytes, Error = BoxError>>>>);
+pub(super) struct SendBody {
+    content: Option<Pin<Box<dyn Body<Data = Bytes, Error = BoxError>>>>,
+    /// Held until the connection has all of it.
+    unsent: Option<http1::Unsent>,
+}
 
 impl SendBody {
     pub(super) fn new<B>(body: B) -> Self
@@ -25,11 +29,20 @@ impl SendBody {
         B: Body<Data = Bytes> + 'static,
         B::Error: Into<BoxError>,
     {
-        if body.is_end_stream() { Self(None) } else { Self(Some(Box::pin(body.map_err(Into::into)))) }
+        if body.is_end_stream() {
+            return Self::empty();
+        }
+        Self { content: Some(Box::pin(body.map_err(Into::into))), unsent: None }
     }
 
     pub(super) const fn empty() -> Self {
-        Self(None)
+        Self { content: None, unsent: None }
+    }
+
+    /// The body goes on `connection`, which knows from here on whether it has ended.
+    pub(super) fn on(mut self, connection: &http1::Connection) -> Self {
+        self.unsent = self.content.is_some().then(|| connection.unsent());
+        self
     }
 }
 
@@ -41,18 +54,18 @@ impl Body for SendBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        match &mut self.0 {
+        match &mut self.content {
             Some(body) => body.as_mut().poll_frame(cx),
             None => Poll::Ready(None),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.as_ref().is_none_or(Body::is_end_stream)
+        self.content.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.0.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+        self.content.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
     }
 }
 

@@ -50,7 +50,13 @@ struct Idle {
 pub(super) struct Connection {
     pub(super) sender: SendRequest<SendBody>,
     expires: Instant,
+    /// The body that is being sent holds a clone.
+    unsent: Unsent,
 }
+
+/// Lives as long as a request's body that its connection has not got to the end of.
+#[derive(Clone, Default)]
+pub(super) struct Unsent(Rc<()>);
 
 /// A connection while its answer is read.
 pub(super) struct Lease {
@@ -133,8 +139,20 @@ impl Http1Pool {
     }
 }
 
+impl Connection {
+    /// What a body holds until hyper has taken all of it and drops it.
+    pub(super) fn unsent(&self) -> Unsent {
+        self.unsent.clone()
+    }
+
+    fn is_sending(&self) -> bool {
+        Rc::strong_count(&self.unsent.0) > 1
+    }
+}
+
 impl Lease {
-    /// The answer has ended.
+    /// The answer has ended. A connection whose request has not is used no more: servers that answer without
+    /// reading a body close it, often without having said so, and the next request would meet that end.
     pub(super) fn give_back(self) {
         let Self { pool, address, mut connection, reusable } = self;
         if !reusable || connection.sender.is_closed() {
@@ -144,9 +162,12 @@ impl Lease {
             pool.put(address, connection);
             return;
         }
-        // The application answered before it had the whole request, or hyper has yet to see the end.
+        // The rest of the request may still go, or hyper has yet to see the end of both.
+        let answered_early = connection.is_sending();
         tokio::task::spawn_local(async move {
-            if let Ok(Ok(())) = timeout(REQUEST_TAIL, connection.sender.ready()).await {
+            if let Ok(Ok(())) = timeout(REQUEST_TAIL, connection.sender.ready()).await
+                && !answered_early
+            {
                 pool.put(address, connection);
             }
         });
@@ -168,5 +189,5 @@ pub(super) async fn open(address: SocketAddr, io: TcpStream) -> Result<Connectio
             tracing::debug!(%address, %error, "connection to the application ended");
         }
     });
-    Ok(Connection { sender, expires: Instant::now() + lifetime() })
+    Ok(Connection { sender, expires: Instant::now() + lifetime(), unsent: Unsent::default() })
 }

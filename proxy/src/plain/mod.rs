@@ -156,7 +156,8 @@ impl PlainPool {
         let repeatable = is_empty && method.is_idempotent();
         if let Some(mut connection) = self.http1.take(address, repeatable).await {
             let spare = repeatable.then(|| copy(&parts));
-            match connection.sender.try_send_request(Request::from_parts(parts, body)).await {
+            let body_here = body.on(&connection);
+            match connection.sender.try_send_request(Request::from_parts(parts, body_here)).await {
                 Ok(answer) => return self.answer(address, connection, &method, answer),
                 Err(mut error) => {
                     if let Some(unsent) = error.take_message() {
@@ -173,6 +174,7 @@ impl PlainPool {
         let fresh = Box::pin(async move {
             let io = dial::connect(address, connect_timeout).await?;
             let mut connection = http1::open(address, io).await?;
+            let body = body.on(&connection);
             let answer = connection.sender.send_request(Request::from_parts(parts, body)).await;
             answer.map(|answer| (connection, answer)).map_err(|error| failure::of_exchange(address, &error))
         });

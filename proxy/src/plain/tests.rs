@@ -2,7 +2,8 @@
 
 use std::{cell::Cell, convert::Infallible, net::Ipv4Addr};
 
-use http_body_util::{BodyExt, Empty, Full};
+use http_body::Frame;
+use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -122,6 +123,34 @@ async fn a_reused_connection_that_closes_is_replaced_for_what_may_be_repeated_an
             assert_eq!(connections.get(), 2);
             let error = pool.send(address, PlainVersion::Http1, post("x"), CONNECT).await.unwrap_err();
             assert_eq!((error.reason, error.sent), (Reason::UpstreamReset, Sent::Maybe));
+            assert_eq!(connections.get(), 2);
+        })
+        .await;
+}
+
+/// hyper's own server does this to a body that its handler does not read, and then closes.
+#[tokio::test]
+async fn a_connection_that_answered_before_it_had_the_request_carries_no_other() {
+    LocalSet::new()
+        .run_until(async {
+            let (address, connections) = app(OK, 100).await;
+            let pool = PlainPool::new(65_536);
+            let (rest, frames) = tokio::sync::mpsc::channel::<Result<Frame<Bytes>, Infallible>>(1);
+            let body = StreamBody::new(tokio_stream::wrappers::ReceiverStream::new(frames));
+            let request =
+                Request::post("http://reviews:9080/").header("content-length", 4).body(body).unwrap();
+            let answer = pool.send(address, PlainVersion::Http1, request, CONNECT).await.unwrap();
+            assert_eq!(text(answer).await, "ok");
+            rest.send(Ok(Frame::data(Bytes::from_static(b"late")))).await.unwrap();
+            drop(rest);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            assert_eq!(pool.http1.idle(address), 0);
+            // One whose body went before the answer came is as good as new.
+            for _ in 0..2 {
+                let mut request = post("x");
+                request.headers_mut().insert("content-length", HeaderValue::from_static("1"));
+                text(pool.send(address, PlainVersion::Http1, request, CONNECT).await.unwrap()).await;
+            }
             assert_eq!(connections.get(), 2);
         })
         .await;
@@ -285,7 +314,7 @@ async fn the_application_is_asked_in_http_1_as_it_expects() {
                 first
             });
             let pool = PlainPool::new(65_536);
-            let body = http_body_util::StreamBody::new(tokio_stream::iter([Ok::<_, Infallible>(
+            let body = StreamBody::new(tokio_stream::iter([Ok::<_, Infallible>(
                 http_body::Frame::data(Bytes::from_static(b"hi")),
             )]));
             let request = Request::get("http://reviews:9080/a").body(body).unwrap();

@@ -10,6 +10,9 @@
 //! | `/upgrade` | 101 to the protocol asked for, then an echo |
 //! | `/refuse-upgrade` | 403 |
 //! | anything else | the version's name |
+//!
+//! All but `/echo`, `/upgrade` and `/refuse-upgrade` have read the request's body before: hyper closes a connection whose
+//! handler did not, without a word, and a request that meets that end is lost by no fault of the mesh.
 
 use std::{io, time::Duration};
 
@@ -24,19 +27,21 @@ pub(super) async fn to(request: Request<Incoming>, version: &str) -> io::Result<
     let path = request.uri().path().to_owned();
     let mut response = match path.split('/').skip(1).collect::<Vec<_>>()[..] {
         ["echo"] => echo(request),
-        ["count"] => {
-            let read = request.into_body().collect().await.map_err(io::Error::other)?;
-            Response::new(body(read.to_bytes().len().to_string()))
-        }
-        ["status", code] => bare(code.parse().unwrap_or(500)),
-        ["bytes", count] => Response::new(body(vec![b'x'; count.parse().unwrap_or(0)])),
-        ["sleep", ms] => {
-            tokio::time::sleep(Duration::from_millis(ms.parse().unwrap_or(0))).await;
-            Response::new(body(version.to_owned()))
-        }
         ["upgrade"] => upgrade(request),
         ["refuse-upgrade"] => bare(403),
-        _ => Response::new(body(format!("{version}\n"))),
+        ref path => {
+            let read = request.into_body().collect().await.map_err(io::Error::other)?.to_bytes();
+            match path[..] {
+                ["count"] => Response::new(body(read.len().to_string())),
+                ["status", code] => bare(code.parse().unwrap_or(500)),
+                ["bytes", count] => Response::new(body(vec![b'x'; count.parse().unwrap_or(0)])),
+                ["sleep", ms] => {
+                    tokio::time::sleep(Duration::from_millis(ms.parse().unwrap_or(0))).await;
+                    Response::new(body(version.to_owned()))
+                }
+                _ => Response::new(body(format!("{version}\n"))),
+            }
+        }
     };
     sign(&mut response, version);
     Ok(response)
