@@ -89,12 +89,13 @@ pub async fn run(args: RunArgs, logs: Logs) -> anyhow::Result<ExitCode> {
         tokio::spawn(admin::serve(listener, surface, Arc::clone(&admin)));
     }
     let serving = readiness.part("workers", "they are being started");
-    let warming = readiness.part("warm", "connecting to what other pods of the workload talk to");
+    let warming = readiness.part("warm", "the control plane's first word");
     let (warmed, mut warm_workers) = watch::channel(0);
     let (ready_store, ready_identity) = (Arc::clone(&store), Arc::clone(&identity));
     tokio::spawn(async move {
         ready_identity.ready().await;
         inbound_known(&ready_store).await;
+        warming.not_ready("connecting to what other pods of the workload talk to");
         // Ready either way: it is for the sake of speed alone.
         let _ = timeout(warm::LIMIT, warm_workers.wait_for(|&done| done >= workers)).await;
         warming.ready();

@@ -22,8 +22,6 @@ use crate::{
 
 /// What a sidecar with everything else in place waits at most before it says that it is ready.
 pub const LIMIT: Duration = Duration::from_millis(500);
-/// Names that are warmed.
-const NAMES: usize = 32;
 /// Endpoints of a backend that each worker connects to. Where there are more, the first request may meet a cold one.
 const ENDPOINTS: usize = 4;
 /// Connections of a worker.
@@ -37,7 +35,7 @@ pub async fn warm(worker: &Rc<Worker>) {
     let names = worker.store.expected().await;
     let all = async {
         let mut lookups = JoinSet::new();
-        for name in names.iter().take(NAMES) {
+        for name in names.iter() {
             let (worker, name) = (Rc::clone(worker), Arc::clone(name));
             lookups.spawn_local(async move { worker.store.lookup(&name).await });
         }
@@ -70,15 +68,18 @@ fn targets(destination: &Destination, room: usize) -> Vec<(Arc<Backend>, Arc<End
     let mut targets = Vec::new();
     for backend in backends {
         let set: &EndpointSet = &backend.state.endpoints.load();
+        // Those that requests will go to.
+        let (members, wheel) =
+            set.near.as_ref().map_or((&set.candidates, &set.wheel), |near| (&near.members, &near.wheel));
         let mut drawn = Vec::new();
-        if set.candidates.len() <= ENDPOINTS {
-            drawn.extend(0..set.candidates.len());
+        if members.len() <= ENDPOINTS {
+            drawn.extend(0..members.len());
         } else {
-            drawn.extend((0..ENDPOINTS).filter_map(|_| set.wheel.random()));
+            drawn.extend((0..ENDPOINTS).filter_map(|_| wheel.random()));
             drawn.sort_unstable();
             drawn.dedup();
         }
-        targets.extend(drawn.into_iter().map(|at| (backend.clone(), set.candidates[at].clone())));
+        targets.extend(drawn.into_iter().map(|at| (backend.clone(), members[at].clone())));
     }
     targets.truncate(room);
     targets
@@ -106,7 +107,7 @@ mod tests {
     use heddle_api::v1;
 
     use super::*;
-    use crate::config::{BackendState, convert};
+    use crate::config::{BackendState, Place, convert};
 
     fn weighted(backend: &str, weight: u32) -> v1::WeightedBackend {
         v1::WeightedBackend { backend: backend.to_owned(), weight, filters: vec![] }
@@ -146,6 +147,19 @@ mod tests {
         let mut keys: Vec<_> = targets.iter().map(|(backend, _)| &*backend.key).collect();
         keys.dedup();
         assert_eq!((keys, targets.len()), (vec!["shop/a:80", "shop/b:80"], 4));
+    }
+
+    #[test]
+    fn what_is_meant_for_callers_elsewhere_is_not_warmed() {
+        let destination = destination(0);
+        let in_zone = |n: usize, zone: &str| v1::Endpoint { for_zones: vec![zone.to_owned()], ..endpoint(n) };
+        let message = v1::Endpoints { endpoints: vec![in_zone(1, "a"), in_zone(2, "b"), in_zone(3, "b")] };
+        let set = convert::endpoints(&message, &EndpointSet::default()).unwrap();
+        let here = Place { zone: "b".to_owned(), node: String::new() };
+        let state = &destination.rules[0].split.entries[0].backend.as_ref().unwrap().state;
+        state.endpoints.store(Arc::new(set.seen_from(&here)));
+        let warmed: Vec<_> = targets(&destination, CONNECTIONS).iter().map(|(_, e)| e.address.to_string()).collect();
+        assert_eq!(warmed, ["10.0.0.2:80", "10.0.0.3:80"]);
     }
 
     #[test]

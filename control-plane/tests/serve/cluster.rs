@@ -1,4 +1,4 @@
-//! A control plane in a cluster, over an API server in this process: what `tests/kubernetes` shows against a real one, for
+//! A control plane in a cluster, over an API server in this process: what `tests/cluster` shows against a real one, for
 //! runs without. The watches' own surprises (410 Gone, repetitions, an outage) are beside the source.
 
 use std::{

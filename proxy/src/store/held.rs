@@ -30,7 +30,7 @@ use crate::{
 /// not agree on what was sent.
 const GIVE_UP: u32 = 10;
 /// Names that the server may hint at.
-const EXPECTED: usize = 256;
+const EXPECTED: usize = 32;
 /// Ticks between two sweeps.
 const SWEEP: u32 = 30;
 
