@@ -158,7 +158,8 @@ mod tests {
         let here = Place { zone: "b".to_owned(), node: String::new() };
         let state = &destination.rules[0].split.entries[0].backend.as_ref().unwrap().state;
         state.endpoints.store(Arc::new(set.seen_from(&here)));
-        let warmed: Vec<_> = targets(&destination, CONNECTIONS).iter().map(|(_, e)| e.address.to_string()).collect();
+        let warmed: Vec<_> =
+            targets(&destination, CONNECTIONS).iter().map(|(_, e)| e.address.to_string()).collect();
         assert_eq!(warmed, ["10.0.0.2:80", "10.0.0.3:80"]);
     }
 

@@ -34,6 +34,8 @@ use crate::{
 
 /// The API server has this long for one question about the configuration.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// After a conflict.
+const AGAIN: Duration = Duration::from_millis(50);
 
 /// What the command line says of the webhook.
 #[derive(Clone, Debug)]
@@ -121,41 +123,47 @@ impl CaBundle for Published {
 }
 
 impl Published {
+    /// Until nothing is stale: a conflict says only that somebody wrote meanwhile, be it another replica, with the same
+    /// roots, or Helm, without any.
     async fn write(&self, roots: &str) -> anyhow::Result<()> {
-        let Some(found) = self.0.get_opt(NAME).await? else {
-            anyhow::bail!(
-                "there is no MutatingWebhookConfiguration {NAME}: no pod is injected; install the chart"
-            );
-        };
-        let stale: Vec<_> = found
-            .webhooks
-            .iter()
-            .flatten()
-            .filter(|webhook| {
-                webhook.client_config.ca_bundle.as_ref().is_none_or(|bundle| bundle.0 != roots.as_bytes())
-            })
-            .map(|webhook| {
-                let bundle = k8s_openapi::ByteString(roots.as_bytes().to_vec());
-                json!({"name": webhook.name, "clientConfig": {"caBundle": bundle}})
-            })
-            .collect();
-        if stale.is_empty() {
-            return Ok(());
-        }
-        // A strategic merge finds each webhook by its name, and touches nothing else of it.
-        let patch = json!({
-            "metadata": {"resourceVersion": found.metadata.resource_version},
-            "webhooks": stale,
-        });
-        let params = PatchParams { field_manager: Some(root::MANAGER.to_owned()), ..PatchParams::default() };
-        match self.0.patch(NAME, &params, &Patch::Strategic(&patch)).await {
-            Ok(_) => {
-                tracing::info!("wrote the roots into the caBundle of MutatingWebhookConfiguration {NAME}");
-                Ok(())
+        loop {
+            let Some(found) = self.0.get_opt(NAME).await? else {
+                anyhow::bail!(
+                    "there is no MutatingWebhookConfiguration {NAME}: no pod is injected; install the chart"
+                );
+            };
+            let Some(patch) = patch(&found, roots) else { return Ok(()) };
+            let params =
+                PatchParams { field_manager: Some(root::MANAGER.to_owned()), ..PatchParams::default() };
+            match self.0.patch(NAME, &params, &Patch::Strategic(&patch)).await {
+                Ok(_) => {
+                    tracing::info!(
+                        "wrote the roots into the caBundle of MutatingWebhookConfiguration {NAME}"
+                    );
+                    return Ok(());
+                }
+                Err(kube::Error::Api(status)) if status.code == 409 => tokio::time::sleep(AGAIN).await,
+                Err(error) => return Err(error.into()),
             }
-            // Another replica was quicker, with the same.
-            Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
-            Err(error) => Err(error.into()),
         }
     }
+}
+
+/// What makes each webhook's `caBundle` these roots, if one is not. A strategic merge finds each webhook by its name, and
+/// touches nothing else of it.
+fn patch(found: &MutatingWebhookConfiguration, roots: &str) -> Option<serde_json::Value> {
+    let stale: Vec<_> = found
+        .webhooks
+        .iter()
+        .flatten()
+        .filter(|webhook| {
+            webhook.client_config.ca_bundle.as_ref().is_none_or(|bundle| bundle.0 != roots.as_bytes())
+        })
+        .map(|webhook| {
+            let bundle = k8s_openapi::ByteString(roots.as_bytes().to_vec());
+            json!({"name": webhook.name, "clientConfig": {"caBundle": bundle}})
+        })
+        .collect();
+    let version = &found.metadata.resource_version;
+    (!stale.is_empty()).then(|| json!({"metadata": {"resourceVersion": version}, "webhooks": stale}))
 }

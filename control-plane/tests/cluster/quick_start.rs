@@ -94,7 +94,7 @@ async fn follow(text: &str, heading: &str) {
         pod["metadata"]["namespace"] = "shop".into();
         pod["spec"]["serviceAccountName"] = "default".into();
         // While the webhook is not reached, the pod waits to be made.
-        let made = server.try_apply(&pod.to_string()).await.ok()?;
+        let made = server.try_apply(&pod.to_string()).await.inspect_err(|error| println!("{error}")).ok()?;
         made.data["spec"]["initContainers"].is_array().then_some(made)
     })
     .await;

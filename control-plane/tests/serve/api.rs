@@ -50,6 +50,8 @@ struct State {
     tokens: HashMap<String, Value>,
     /// `METHOD path` of each request that changed something.
     writes: Vec<String>,
+    /// Whose next change by version meets one that was quicker.
+    quicker: Option<Key>,
 }
 
 /// Where an object is: group, plural, namespace, name.
@@ -181,6 +183,10 @@ impl State {
             return failure(StatusCode::NOT_FOUND, "NotFound");
         };
         let mut new = next(old.clone());
+        if self.quicker.take_if(|key| *key == place.key()).is_some() {
+            self.put(place, old.clone());
+            return failure(StatusCode::CONFLICT, "Conflict");
+        }
         let version = &new["metadata"]["resourceVersion"];
         if !version.is_null() && *version != old["metadata"]["resourceVersion"] {
             return failure(StatusCode::CONFLICT, "Conflict");
@@ -354,6 +360,12 @@ impl ApiServer {
     pub(crate) fn get(&self, manifest: &str) -> Option<Value> {
         let value: Value = serde_norway::from_str(manifest).unwrap();
         self.edit(|state| state.objects.get(&place_of(&value).key()).cloned())
+    }
+
+    /// Somebody else writes an object, with nothing new, just ahead of the next change of it.
+    pub(crate) fn be_quicker(&self, manifest: &str) {
+        let value: Value = serde_norway::from_str(manifest).unwrap();
+        self.edit(|state| state.quicker = Some(place_of(&value).key()));
     }
 
     /// Deletes it.

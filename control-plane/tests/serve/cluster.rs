@@ -284,6 +284,16 @@ async fn of_two_replicas_that_start_at_once_both_have_the_same_root_and_the_webh
     second.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_webhook_gets_its_bundle_though_somebody_else_writes_its_configuration_at_the_same_time() {
+    let server = ApiServer::start();
+    server.apply(CONFIGURATION);
+    server.be_quicker(CONFIGURATION);
+    let running = start(&server, "a").await;
+    assert_eq!(bundles(&server).await.len(), 2);
+    running.stop().await;
+}
+
 /// A root that ends so long after now.
 fn secret(left: Duration) -> String {
     // A fresh one ends in years; one that was made long ago ends soon.

@@ -314,9 +314,9 @@ async fn the_application_is_asked_in_http_1_as_it_expects() {
                 first
             });
             let pool = PlainPool::new(65_536);
-            let body = StreamBody::new(tokio_stream::iter([Ok::<_, Infallible>(
-                http_body::Frame::data(Bytes::from_static(b"hi")),
-            )]));
+            let body = StreamBody::new(tokio_stream::iter([Ok::<_, Infallible>(http_body::Frame::data(
+                Bytes::from_static(b"hi"),
+            ))]));
             let request = Request::get("http://reviews:9080/a").body(body).unwrap();
             let answer = pool.send(address, PlainVersion::Http1, request, CONNECT).await.unwrap();
             assert_eq!(text(answer).await, "ok");
