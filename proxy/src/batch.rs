@@ -5,6 +5,9 @@
 //! whoever polls the connection ends the turn ([`Turns::end`], [`InTurns`]), and that sends all of it. Nothing waits longer
 //! than until the poll that wrote it returns. What is large goes straight on, behind what is kept.
 //!
+//! Where bytes are many and pass through, reading is bounded by the turn too ([`Habits::read`]): whoever passes them on gets
+//! its turn while they are in the processor's cache.
+//!
 //! A socket that takes no more is felt by `h2` as before, [`LIMIT`] bytes later. A write that fails after `h2` was told
 //! that it succeeded is the error of the next read, once what the peer sent is read, or of the next write.
 
@@ -47,6 +50,22 @@ impl Cork {
     }
 }
 
+/// What is particular to a connection.
+#[derive(Clone, Debug)]
+pub struct Habits {
+    /// Of what is below it. With one, large writes too wait for the end of the turn, or until no more is kept below.
+    pub cork: Option<Cork>,
+    /// Once a turn has read so many bytes, the rest is left to the next one.
+    pub read: usize,
+}
+
+impl Default for Habits {
+    /// Large writes go on at once, and everything is read that is there.
+    fn default() -> Self {
+        Self { cork: None, read: usize::MAX }
+    }
+}
+
 /// A connection whose small writes wait for the end of the turn.
 #[derive(Debug)]
 pub struct Batched<IO>(Rc<RefCell<Shared<IO>>>);
@@ -72,20 +91,16 @@ struct Shared<IO> {
     /// The connection was polled in this turn. Who does not poll it must not be woken instead of who does.
     touched: bool,
     failed: Option<io::Error>,
-    /// Of what is below `io`.
-    cork: Option<Cork>,
+    /// Bytes read in this turn.
+    read: usize,
+    habits: Habits,
 }
 
 impl<IO> Batched<IO> {
     /// Whoever polls what is made of it must end its turns.
-    pub fn new(io: IO) -> (Self, Turns<IO>) {
-        Self::corked(io, None)
-    }
-
-    /// The same; large writes too wait for the end of the turn, or until `io` keeps no more.
-    pub fn corked(io: IO, cork: Option<Cork>) -> (Self, Turns<IO>) {
-        let (kept, sent) = (Vec::new(), 0);
-        let shared = Shared { io, kept, sent, unflushed: false, touched: false, failed: None, cork };
+    pub fn new(io: IO, habits: Habits) -> (Self, Turns<IO>) {
+        let (kept, sent, read) = (Vec::new(), 0, 0);
+        let shared = Shared { io, kept, sent, unflushed: false, touched: false, failed: None, read, habits };
         let shared = Rc::new(RefCell::new(shared));
         let turns = Turns(Rc::downgrade(&shared));
         (Self(shared), turns)
@@ -150,12 +165,13 @@ impl<IO: AsyncWrite + Unpin> Shared<IO> {
             let count = bufs.len().min(PARTS - 1);
             parts[1..=count].copy_from_slice(&bufs[..count]);
             let from = usize::from(before == 0);
-            self.cork.as_ref().inspect(|cork| cork.0.set(true));
+            let cork = self.habits.cork.as_ref();
+            cork.inspect(|cork| cork.0.set(true));
             let polled = Pin::new(&mut self.io).poll_write_vectored(cx, &parts[from..=count]);
-            self.cork.as_ref().inspect(|cork| cork.0.set(false));
+            cork.inspect(|cork| cork.0.set(false));
             let written = match polled? {
                 Poll::Ready(written) => written,
-                Poll::Pending if self.cork.is_none() => return Poll::Pending,
+                Poll::Pending if cork.is_none() => return Poll::Pending,
                 // It keeps no more, and nothing would wake us: the socket was not asked.
                 Poll::Pending => {
                     ready!(Pin::new(&mut self.io).poll_flush(cx))?;
@@ -190,6 +206,7 @@ impl<IO: AsyncWrite + Unpin> Shared<IO> {
     }
 
     fn end_turn(&mut self, cx: &mut Context<'_>) {
+        self.read = 0;
         if !std::mem::take(&mut self.touched) || self.failed.is_some() {
             return;
         }
@@ -207,7 +224,14 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Batched<IO> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let shared = &mut *self.0.borrow_mut();
         shared.touched = true;
-        match Pin::new(&mut shared.io).poll_read(cx, buf) {
+        if shared.read >= shared.habits.read {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut shared.io).poll_read(cx, buf);
+        shared.read += buf.filled().len() - before;
+        match polled {
             Poll::Pending => shared.failed.take().map_or(Poll::Pending, |error| Poll::Ready(Err(error))),
             ready => ready,
         }

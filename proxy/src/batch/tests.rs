@@ -1,4 +1,11 @@
-use std::{future::poll_fn, task::Waker};
+use std::{
+    future::poll_fn,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Wake, Waker},
+};
 
 use proptest::prelude::*;
 use tokio::io::AsyncWriteExt;
@@ -15,18 +22,32 @@ struct Narrow {
     room: usize,
     breaks: bool,
     shut: bool,
+    endless: bool,
 }
 
 impl Narrow {
     fn new(at_once: usize) -> Self {
         let taken = Vec::new();
-        Self { taken, writes: 0, flushes: 0, at_once, room: usize::MAX, breaks: false, shut: false }
+        Self {
+            taken,
+            writes: 0,
+            flushes: 0,
+            at_once,
+            room: usize::MAX,
+            breaks: false,
+            shut: false,
+            endless: false,
+        }
     }
 }
 
 impl AsyncRead for Narrow {
-    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Poll::Pending
+    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.endless {
+            return Poll::Pending;
+        }
+        buf.put_slice(&vec![0; buf.remaining()]);
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -103,7 +124,7 @@ impl AsyncWrite for Keeping {
 fn a_corked_connection_writes_large_pieces_at_the_end_of_the_turn_or_when_it_keeps_no_more() {
     let cork = Cork::default();
     let io = Keeping { cork: cork.clone(), keeps: 5 * LARGE, kept: 0, writes: Vec::new() };
-    let (mut io, turns) = Batched::corked(io, Some(cork));
+    let (mut io, turns) = Batched::new(io, Habits { cork: Some(cork), ..Habits::default() });
     for _ in 0..7 {
         let written = Pin::new(&mut io).poll_write(&mut cx(), &[1; LARGE]);
         assert!(matches!(written, Poll::Ready(Ok(LARGE))), "{written:?}");
@@ -111,6 +132,10 @@ fn a_corked_connection_writes_large_pieces_at_the_end_of_the_turn_or_when_it_kee
     assert_eq!(io.0.borrow().io.writes, [5 * LARGE]);
     turns.end(&mut cx());
     assert_eq!(io.0.borrow().io.writes, [5 * LARGE, 2 * LARGE]);
+}
+
+fn narrow(at_once: usize) -> (Batched<Narrow>, Turns<Narrow>) {
+    Batched::new(Narrow::new(at_once), Habits::default())
 }
 
 fn cx() -> Context<'static> {
@@ -128,7 +153,7 @@ fn taken(io: &Batched<Narrow>) -> Vec<u8> {
 
 #[test]
 fn what_is_written_and_flushed_in_one_turn_is_one_write_at_its_end() {
-    let (mut io, turns) = Batched::new(Narrow::new(usize::MAX));
+    let (mut io, turns) = narrow(usize::MAX);
     for _ in 0..10 {
         assert!(matches!(write(&mut io, &[b"head", &[7; 1000]]), Poll::Ready(Ok(1004))));
         assert!(matches!(Pin::new(&mut io).poll_flush(&mut cx()), Poll::Ready(Ok(()))));
@@ -143,7 +168,7 @@ fn what_is_written_and_flushed_in_one_turn_is_one_write_at_its_end() {
 
 #[test]
 fn a_large_write_takes_what_was_kept_with_it_and_is_not_copied() {
-    let (mut io, turns) = Batched::new(Narrow::new(usize::MAX));
+    let (mut io, turns) = narrow(usize::MAX);
     assert!(write(&mut io, &[b"before"]).is_ready());
     assert!(
         matches!(write(&mut io, &[b"head", &[1; LARGE]]), Poll::Ready(Ok(written)) if written == LARGE + 4)
@@ -156,7 +181,7 @@ fn a_large_write_takes_what_was_kept_with_it_and_is_not_copied() {
 
 #[test]
 fn a_socket_that_takes_no_more_is_felt_and_what_waits_is_bounded() {
-    let (mut io, turns) = Batched::new(Narrow::new(usize::MAX));
+    let (mut io, turns) = narrow(usize::MAX);
     io.0.borrow_mut().io.room = 10;
     let mut accepted = 0;
     while let Poll::Ready(Ok(written)) = write(&mut io, &[&[3; 1000]]) {
@@ -173,7 +198,7 @@ fn a_socket_that_takes_no_more_is_felt_and_what_waits_is_bounded() {
 
 #[test]
 fn a_task_that_does_not_poll_the_connection_ends_no_turn_of_it() {
-    let (mut io, turns) = Batched::new(Narrow::new(usize::MAX));
+    let (mut io, turns) = narrow(usize::MAX);
     io.0.borrow_mut().io.room = 1;
     assert!(write(&mut io, &[b"two"]).is_ready());
     turns.end(&mut cx());
@@ -186,7 +211,7 @@ fn a_task_that_does_not_poll_the_connection_ends_no_turn_of_it() {
 
 #[test]
 fn a_write_that_fails_at_the_end_of_a_turn_is_the_next_ones_error() {
-    let (mut io, turns) = Batched::new(Narrow::new(usize::MAX));
+    let (mut io, turns) = narrow(usize::MAX);
     assert!(write(&mut io, &[b"lost"]).is_ready());
     io.0.borrow_mut().io.breaks = true;
     turns.end(&mut cx());
@@ -199,16 +224,40 @@ fn a_write_that_fails_at_the_end_of_a_turn_is_the_next_ones_error() {
 
 #[tokio::test]
 async fn a_shutdown_sends_what_is_kept_first() {
-    let (mut io, _turns) = Batched::new(Narrow::new(2));
+    let (mut io, _turns) = narrow(2);
     io.write_all(b"the last words").await.unwrap();
     io.shutdown().await.unwrap();
     let shared = io.0.borrow();
     assert_eq!((&shared.io.taken[..], shared.io.shut), (&b"the last words"[..], true));
 }
 
+#[test]
+fn a_turn_reads_no_more_than_it_may_and_the_next_goes_on() {
+    struct Woken(AtomicUsize);
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    let woken = Arc::new(Woken(AtomicUsize::new(0)));
+    let waker = Waker::from(Arc::clone(&woken));
+    let mut cx = Context::from_waker(&waker);
+    let endless = Narrow { endless: true, ..Narrow::new(usize::MAX) };
+    let (mut io, turns) = Batched::new(endless, Habits { read: 10, ..Habits::default() });
+    for turn in 1..4 {
+        let reads = std::iter::from_fn(|| {
+            let polled = Pin::new(&mut io).poll_read(&mut cx, &mut ReadBuf::new(&mut [0; 4]));
+            matches!(polled, Poll::Ready(Ok(()))).then_some(())
+        });
+        assert_eq!(reads.count(), 3, "what it was reading when it came to its limit is whole");
+        assert_eq!(woken.0.load(Ordering::Relaxed), turn, "it comes back by itself");
+        turns.end(&mut cx);
+    }
+}
+
 #[tokio::test]
 async fn a_future_that_polls_the_connection_sends_whenever_it_waits() {
-    let (io, turns) = Batched::new(Narrow::new(usize::MAX));
+    let (io, turns) = narrow(usize::MAX);
     let shared = Rc::clone(&io.0);
     let mut writer = io;
     let mut step = 0;
@@ -232,7 +281,7 @@ proptest! {
         steps in prop::collection::vec((0usize..20_000, 0usize..3_000, any::<bool>()), 1..30),
         at_once in 1usize..40_000,
     ) {
-        let (mut io, turns) = Batched::new(Narrow::new(at_once));
+        let (mut io, turns) = narrow(at_once);
         let mut sent = Vec::new();
         for (index, (first, second, ends)) in steps.into_iter().enumerate() {
             let whole: Vec<u8> = (0..first + second).map(|at| (at + index * 7) as u8).collect();

@@ -19,12 +19,12 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{pump::PumpError, tunnel::Tunnel};
+use super::{pump::PumpError, settings::TUNNEL_FRAME, tunnel::Tunnel};
 use crate::{detect::Rewind, plain::head::Listened};
 
 /// Sizes of the read buffer: a stream that fills one gets the next, one that rests falls back to the first. So ten
-/// thousand quiet connections cost 10 MiB, and a bulk one reads 256 KiB at a time.
-const READ: [usize; 3] = [1024, 16 * 1024, 256 * 1024];
+/// thousand quiet connections cost 10 MiB, and a bulk one reads a whole frame at a time.
+const READ: [usize; 3] = [1024, 16 * 1024, TUNNEL_FRAME];
 /// How often rest and idleness are looked at.
 const LOOK: Duration = Duration::from_secs(10);
 /// Chunks that go to the socket in one write.

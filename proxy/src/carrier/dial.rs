@@ -71,8 +71,8 @@ pub(super) async fn dial(
         let what = format!("the peer is {found}, not {}", peer.identity);
         return Err(SendError::unsent(Reason::PeerIdentity, peer, what));
     }
-    let cork = settings::corks(peer.name.form).then(|| tls.get_ref().0.cork());
-    let (io, turns): (_, Turns<Tls>) = Batched::corked(tls, cork);
+    let habits = settings::habits(peer.name.form, tls.get_ref().0.cork());
+    let (io, turns): (_, Turns<Tls>) = Batched::new(tls, habits);
     let (sender, connection) = settings::client(peer.name.form)
         .handshake(Metered::new(io, Side::Client))
         .await

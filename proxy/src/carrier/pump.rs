@@ -14,7 +14,7 @@ use http::{Request, Response, Uri, Version, header::HOST, request, uri};
 use http_body::{Body, Frame};
 use tokio::task::spawn_local;
 
-use super::keeper::AbortOnDrop;
+use super::{keeper::AbortOnDrop, settings::BODY_FRAME};
 
 /// Chunks below this are merged with what follows at once …
 const SMALL: usize = 4 * 1024;
@@ -218,7 +218,7 @@ where
     Merged { data: merged.map_or(first, BytesMut::freeze), ended, error }
 }
 
-/// Sends a chunk in as many frames as the peer's windows ask for.
+/// Sends a chunk in frames of [`BODY_FRAME`], and of less where the peer's windows ask for it.
 async fn send(stream: &mut SendStream<Bytes>, mut data: Bytes, last: bool) -> Result<(), PumpError> {
     if data.is_empty() {
         // Not worth a frame: peers count empty ones.
@@ -229,8 +229,11 @@ async fn send(stream: &mut SendStream<Bytes>, mut data: Bytes, last: bool) -> Re
     }
     while !data.is_empty() {
         let room = room(stream, data.len()).await?;
-        let now = data.split_to(room.min(data.len()));
-        stream.send_data(now, last && data.is_empty())?;
+        let mut part = data.split_to(room.min(data.len()));
+        while !part.is_empty() {
+            let frame = part.split_to(part.len().min(BODY_FRAME));
+            stream.send_data(frame, last && part.is_empty() && data.is_empty())?;
+        }
     }
     Ok(())
 }

@@ -27,7 +27,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use super::{
     corked::Corked,
     keeper::{AbortOnDrop, Signal, keep_server},
-    settings::{HANDLERS, HANDSHAKE, corks, tls_buffer},
+    settings::{HANDLERS, HANDSHAKE, habits, tls_buffer},
 };
 use crate::{
     batch::{Batched, InTurns, Turns},
@@ -115,8 +115,8 @@ async fn shake_hands(
     }
     let name: ServerName = session.server_name().ok_or(AcceptError::NoServerName)?.parse()?;
     session.set_buffer_limit(Some(tls_buffer(name.form)));
-    let cork = corks(name.form).then(|| tls.get_ref().0.cork());
-    let (io, turns) = Batched::corked(tls, cork);
+    let habits = habits(name.form, tls.get_ref().0.cork());
+    let (io, turns) = Batched::new(tls, habits);
     let metered = match name.form {
         Form::Http1 | Form::Http2 => Metered::server(io, patience),
         Form::Tcp => Metered::new(io, Side::Server),

@@ -14,7 +14,7 @@
 //! To that comes what small unread frames keep alive, namely the read buffers that they came in. It takes a peer that sends
 //! large data to be read between small data that is not: 8.4 KiB for each small frame (measured), of which the budget
 //! allows 65,000, so 550 MiB at most, from an authenticated peer that means it. On `tcp` connections the copy loop takes
-//! unread chunks out of `h2` and packs them, so there it is 16 frames (4 MiB) a stream.
+//! unread chunks out of `h2` and packs them, so there it is 16 frames (3.75 MiB) a stream.
 //!
 //! Honest traffic: the calling side opens 100 streams on a connection, so if every reader stalls at once a connection
 //! holds 100 × (256 + 128) KiB = 37.5 MiB for HTTP and 150 MiB for opaque TCP, at both ends together, and the
@@ -30,6 +30,8 @@
 use std::time::Duration;
 
 use heddle_api::carrier::Form;
+
+use crate::batch::{Cork, Habits};
 
 /// Streams that the calling side keeps open on a connection; then another connection takes them.
 pub const STREAMS: usize = 100;
@@ -81,6 +83,17 @@ const CANCELLED_UNSEEN: usize = 4096;
 const CANCELLED: usize = 8192;
 const CANCELLED_REMEMBERED: Duration = Duration::from_secs(5);
 
+/// The plaintext of one TLS record (RFC 8446, 5.1).
+const RECORD: usize = 16 * 1024;
+/// Of a frame (RFC 9113, 4.1).
+const FRAME_HEADER: usize = 9;
+/// Bodies go in frames that are with their header one TLS record. The 16 KiB that every peer takes would be two, the second
+/// of nine bytes.
+pub const BODY_FRAME: usize = RECORD - FRAME_HEADER;
+/// A tunnel's are fifteen records: enough that a wake-up costs little, and 246,090 bytes on the wire, in four segments of
+/// the loopback's 65,483. A sixteenth record would begin a fifth segment for its last 600 bytes.
+pub const TUNNEL_FRAME: usize = 15 * RECORD - FRAME_HEADER;
+
 /// What depends on the form of a connection's streams: requests want many small ones, tunnels few large ones.
 struct Sizes {
     stream_window: u32,
@@ -99,7 +112,7 @@ const fn sizes(form: Form) -> Sizes {
         },
         Form::Tcp => Sizes {
             stream_window: 1024 * 1024,
-            frame: 256 * 1024,
+            frame: TUNNEL_FRAME as u32,
             send_buffer: 512 * 1024,
             header_list: HEADER_LIST_TCP,
         },
@@ -117,15 +130,18 @@ impl Sizes {
 pub const fn tls_buffer(form: Form) -> usize {
     match form {
         Form::Http1 | Form::Http2 => 5 * sizes(form).frame as usize,
-        Form::Tcp => 2 * sizes(form).frame as usize,
+        Form::Tcp => 2 * TUNNEL_FRAME,
     }
 }
 
-/// Whether large writes wait for the end of the turn too. A tunnel's frames are large enough by themselves, and the
-/// sooner one goes the sooner the other side can begin.
+/// For requests large writes wait for the end of the turn too. A tunnel's frames are large enough by themselves, and the
+/// sooner one goes the sooner the other side can begin; and of what came no more is read at once than a frame.
 #[must_use]
-pub const fn corks(form: Form) -> bool {
-    matches!(form, Form::Http1 | Form::Http2)
+pub fn habits(form: Form, cork: Cork) -> Habits {
+    match form {
+        Form::Http1 | Form::Http2 => Habits { cork: Some(cork), ..Habits::default() },
+        Form::Tcp => Habits { cork: None, read: TUNNEL_FRAME },
+    }
 }
 
 /// The calling side.

@@ -32,7 +32,7 @@ use super::{
     record::{self, Record},
 };
 use crate::{
-    batch::{Batched, InTurns},
+    batch::{Batched, Habits, InTurns},
     carrier::copy::Socket,
     config::AppProtocol,
     detect::{Protocol, Rewind, detect},
@@ -286,7 +286,7 @@ async fn serve_http2(door: &Rc<Door>, io: Rewind<TcpStream>, target: Target) -> 
     };
     let mut http2 = settings::http2_server();
     http2.timer(TokioTimer::new()).keep_alive_interval(PING_EVERY).keep_alive_timeout(PING_TIMEOUT);
-    let (io, turns) = Batched::new(io);
+    let (io, turns) = Batched::new(io, Habits::default());
     let io = TokioIo::new(Metered::server(io, patience));
     let serving = InTurns::new(http2.serve_connection(io, service), turns);
     let ended = drain.drive(serving, enough, |serving| serving.get_pin_mut().graceful_shutdown()).await;

@@ -24,7 +24,7 @@ use super::{
     websocket::{self, Offer},
 };
 use crate::{
-    batch::{Batched, InTurns},
+    batch::{Batched, Habits, InTurns},
     detect::Rewind,
     meter::Metered,
     metrics::Direction,
@@ -101,7 +101,7 @@ where
     let drain = worker.drain.clone();
     let metrics = Arc::clone(&worker.metrics);
     let connection = Connection::new(worker, target);
-    let (io, turns) = Batched::new(io);
+    let (io, turns) = Batched::new(io, Habits::default());
     let io = TokioIo::new(Metered::server(io, connection.worker.settings.stall_timeout));
     let of_requests = Rc::clone(&connection);
     let service = service_fn(move |request| {

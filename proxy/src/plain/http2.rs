@@ -20,7 +20,7 @@ use tokio::{
 
 use super::{body::SendBody, dial, failure, lifetime, settings};
 use crate::{
-    batch::{Batched, TurnsExecutor},
+    batch::{Batched, Habits, TurnsExecutor},
     carrier::{SendError, Sent},
     meter::{Metered, Side},
     reason::Reason,
@@ -97,7 +97,7 @@ impl Http2Pool {
             return Ok(stream);
         }
         let io = dial::connect(address, deadline.saturating_duration_since(Instant::now())).await?;
-        let (io, turns) = Batched::new(io);
+        let (io, turns) = Batched::new(io, Habits::default());
         let io = TokioIo::new(Metered::new(io, Side::Client));
         // hyper polls the connection in a task that it spawns.
         let handshake = settings::http2_client(TurnsExecutor(turns)).handshake(io);
