@@ -19,12 +19,20 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{pump::PumpError, settings::TUNNEL_FRAME, tunnel::Tunnel};
+use super::{
+    pump::PumpError,
+    settings::{BODY_FRAME, TUNNEL_FRAME},
+    tunnel::Tunnel,
+};
 use crate::{detect::Rewind, plain::head::Listened};
 
 /// Sizes of the read buffer: a stream that fills one gets the next, one that rests falls back to the first. So ten
 /// thousand quiet connections cost 10 MiB, and a bulk one reads a whole frame at a time.
-const READ: [usize; 3] = [1024, 16 * 1024, TUNNEL_FRAME];
+const READ: [usize; 3] = [1024, BODY_FRAME, TUNNEL_FRAME];
+/// Left free at the beginning of the larger buffers. Both they and what TLS encrypts into begin at a page's beginning or a
+/// few bytes behind it, and a copy to a place up to 63 bytes further into its page than where it comes from runs at a
+/// seventh of the speed where glibc 2.36 copies by `rep movsb` on AMD's Zen 4 (glibc bug 30994; measured: 3 and 21 GB/s).
+const AHEAD: usize = 128;
 /// How often rest and idleness are looked at.
 const LOOK: Duration = Duration::from_secs(10);
 /// Chunks that go to the socket in one write.
@@ -261,7 +269,10 @@ impl Up {
         let size = READ[self.size];
         // What is left of the last allocation does while it is worth a read.
         if self.buffer.capacity() < size / 4 {
-            self.buffer.reserve(size);
+            let ahead = if self.size > 0 { AHEAD } else { 0 };
+            self.buffer.reserve(ahead + size);
+            self.buffer.put_bytes(0, ahead);
+            self.buffer.advance(ahead);
         }
         let space = self.buffer.capacity().min(room);
         let mut target = (&mut self.buffer).limit(space);
