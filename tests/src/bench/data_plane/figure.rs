@@ -39,10 +39,14 @@ pub enum Figure {
     ToFirst200,
     /// The first request after both were ready, in milliseconds.
     First,
-    /// The median of the next, in milliseconds.
+    /// The median of the next, one after the other, in milliseconds.
     Next,
     /// The first by the median of the next.
     FirstOverNext,
+    /// The median of some that came later, each after a rest, in milliseconds.
+    Rested,
+    /// The first by the median of those.
+    FirstOverRested,
     /// The program's size without symbols, in MiB.
     Binary,
     /// Requests that failed.
@@ -51,7 +55,7 @@ pub enum Figure {
 
 impl Figure {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 21] = [
         Self::Cpu,
         Self::CpuUser,
         Self::CpuSystem,
@@ -69,6 +73,8 @@ impl Figure {
         Self::First,
         Self::Next,
         Self::FirstOverNext,
+        Self::Rested,
+        Self::FirstOverRested,
         Self::Binary,
         Self::Failed,
     ];
@@ -94,6 +100,8 @@ impl Figure {
             Self::First => "first request ms",
             Self::Next => "next requests ms",
             Self::FirstOverNext => "first / next",
+            Self::Rested => "after a rest ms",
+            Self::FirstOverRested => "first / after a rest",
             Self::Binary => "stripped MiB",
             Self::Failed => "failed",
         }

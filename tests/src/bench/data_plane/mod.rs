@@ -45,6 +45,9 @@ pub struct Plan {
     pub length: Duration,
     /// Of the load before the first measurement of each; zero: none.
     pub warm_up: Duration,
+    /// Between requests of which each is to find the pair as the first one did. Longer than idle connections to an
+    /// application are kept.
+    pub rest: Duration,
     /// How often each is done.
     pub rounds: usize,
 }
@@ -129,7 +132,7 @@ fn running_pairs(
 /// Measures one workload on pairs that are started for it, one at a time.
 fn fresh_pairs(plan: &Plan, field: &mut Field, workload: Workload) -> (Workload, Rounds) {
     let rounds = in_turns(plan, &plan.peers, &workload, BTreeMap::new(), |peer, _| {
-        workload.work.measure_fresh(peer, field)
+        workload.work.measure_fresh(peer, field, plan.rest)
     });
     (workload, rounds)
 }

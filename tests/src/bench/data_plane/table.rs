@@ -8,7 +8,7 @@ use super::{
 };
 
 /// The figures of a row, best first; what was not measured has none.
-const FIGURES: [Figure; 14] = [
+const FIGURES: [Figure; 16] = [
     Figure::Cpu,
     Figure::BytesPerCpu,
     Figure::BytesPerSecond,
@@ -20,6 +20,8 @@ const FIGURES: [Figure; 14] = [
     Figure::First,
     Figure::Next,
     Figure::FirstOverNext,
+    Figure::Rested,
+    Figure::FirstOverRested,
     Figure::Binary,
     Figure::Resident,
     Figure::Failed,

@@ -214,11 +214,11 @@ impl Work {
         Ok(sample)
     }
 
-    /// Measures it on a pair that it starts, and ends.
+    /// Measures it on a pair that it starts, and ends. A rest between requests is of `rest`.
     ///
     /// # Errors
     /// As [`Pair::start`]; or when the connections cannot be made.
-    pub fn measure_fresh(&self, peer: Peer, field: &mut Field) -> anyhow::Result<Sample> {
+    pub fn measure_fresh(&self, peer: Peer, field: &mut Field, rest: Duration) -> anyhow::Result<Sample> {
         let pair = Pair::start(field, peer)?;
         let mut sample = Sample::default();
         if let Self::Idle(connections) = *self {
@@ -233,6 +233,9 @@ impl Work {
             sample.set(Figure::First, first);
             sample.set(Figure::Next, next);
             sample.set(Figure::FirstOverNext, first / next);
+            let rested = ms(pair.after_rests(rest)?);
+            sample.set(Figure::Rested, rested);
+            sample.set(Figure::FirstOverRested, first / rested);
             if let Some(bytes) = stripped(peer, field.world.directory())? {
                 sample.set(Figure::Binary, bytes as f64 / MIB);
             }

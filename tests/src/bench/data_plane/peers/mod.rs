@@ -10,6 +10,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     process::Command,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -26,8 +27,10 @@ use crate::process::Process;
 
 /// How long a pair may take to its first answer; debug builds on a busy machine take seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Requests after the first by which it is judged.
+/// Requests that follow the first at once.
 const NEXT: usize = 9;
+/// Requests that follow the first after rests.
+const RESTED: usize = 3;
 
 /// What stands between client and application.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, serde::Serialize)]
@@ -154,15 +157,21 @@ impl Pair {
             }
         }
         pair.start.to_first_200 = began.elapsed();
-        let mut next = Vec::new();
-        for _ in 0..NEXT {
-            let asked = Instant::now();
-            probe::status(&target).context("the second request got no answer")?;
-            next.push(asked.elapsed());
-        }
-        next.sort_unstable();
-        pair.start.next = next[NEXT / 2];
+        pair.start.next = median::<NEXT>(|| ask(&target))?;
         Ok(pair)
+    }
+
+    /// The median of some requests, each after a rest: what differs from the first is that they are not the first. Who
+    /// asked next found processors awake, their caches warm, and connections to the application.
+    ///
+    /// # Errors
+    /// When one gets no answer.
+    pub fn after_rests(&self, rest: Duration) -> anyhow::Result<Duration> {
+        let target = self.http("/1k");
+        median::<RESTED>(|| {
+            thread::sleep(rest);
+            ask(&target)
+        })
     }
 
     /// Pauses, unless the start has failed.
@@ -226,6 +235,22 @@ impl Pair {
     fn logs(&self) -> String {
         self.processes.iter().map(Process::log).collect::<Vec<_>>().join("\n")
     }
+}
+
+/// How long an answer takes.
+fn ask(target: &Target) -> anyhow::Result<Duration> {
+    let asked = Instant::now();
+    probe::status(target).context("a request after the first got no answer")?;
+    Ok(asked.elapsed())
+}
+
+fn median<const N: usize>(mut one: impl FnMut() -> anyhow::Result<Duration>) -> anyhow::Result<Duration> {
+    let mut all = [Duration::ZERO; N];
+    for at in &mut all {
+        *at = one()?;
+    }
+    all.sort_unstable();
+    Ok(all[N / 2])
 }
 
 /// `text` with each `<<NAME>>` replaced.
