@@ -129,7 +129,6 @@ impl Mesh {
             return;
         }
         touched.deps.insert(Dep::pod(name));
-        self.network.set_pod(name, self.pods.get(name), entry.as_ref(), touched);
         // Before and after: who selected it, and who will.
         self.touch_around_pod(name, touched);
         let (shared, old) = self.pods.remove_entry(name).unzip();
@@ -138,13 +137,22 @@ impl Mesh {
         for ip in old.iter().flat_map(|old| &old.ips) {
             self.edit_holders(*ip, |holders| holders.pods.remove(name));
         }
-        let labels = self.selection.set_pod(&shared, entry.as_ref().map(|entry| &*entry.labels));
         if let Some(node) = old.as_ref().and_then(|old| old.node.as_deref()) {
             take(&mut self.pods_on, node, name);
         }
-        if let Some((mut entry, labels)) = entry.zip(labels) {
-            entry.labels = labels;
-            entry.node = entry.node.map(|node| self.stand_on(&node, &shared));
+        let entry = entry.map(|entry| PodEntry {
+            labels: self.labels.keep(entry.labels),
+            ports: self.named_ports.keep(entry.ports),
+            node: entry.node.map(|node| self.stand_on(&node, &shared)),
+            ..entry
+        });
+        self.network.set_pod(name, old.as_ref(), entry.as_ref(), touched);
+        self.selection.set_pod(&shared, entry.as_ref().map(|entry| &entry.labels));
+        if let Some(old) = old {
+            self.labels.let_go(&old.labels);
+            self.named_ports.let_go(&old.ports);
+        }
+        if let Some(entry) = entry {
             for ip in &entry.ips {
                 if !entry.host_network {
                     self.edit_holders(*ip, |holders| holders.pods.insert(Arc::clone(&shared)));

@@ -48,9 +48,11 @@ pub(super) struct PodEntry {
     pub zone: String,
     /// On which it runs, where that is known.
     pub node: Option<Arc<str>>,
-    /// Named container ports.
-    pub ports: BTreeMap<String, u16>,
+    pub ports: Arc<NamedPorts>,
 }
+
+/// Named container ports.
+pub(super) type NamedPorts = BTreeMap<String, u16>;
 
 impl PodEntry {
     pub(super) fn new(pod: &Pod) -> Self {
@@ -95,7 +97,7 @@ impl PodEntry {
             hostname: spec
                 .and_then(|s| s.hostname.clone())
                 .unwrap_or_else(|| meta.name.clone().unwrap_or_default()),
-            ports: named.collect(),
+            ports: Arc::new(named.collect()),
         }
     }
 

@@ -14,6 +14,7 @@ mod grant;
 mod inbound;
 mod name;
 mod network;
+mod once;
 mod policy;
 mod protocol;
 mod route;
@@ -37,8 +38,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
 pub use self::selection::Labels;
 use self::{
-    facts::{PodEntry, ServiceEntry, SliceEntry},
+    facts::{NamedPorts, PodEntry, ServiceEntry, SliceEntry},
     network::Network,
+    once::Once,
     selection::Selection,
 };
 use crate::{
@@ -180,6 +182,9 @@ enum AccessTarget {
 pub struct Mesh {
     options: Options,
     pods: HashMap<Arc<Name>, PodEntry>,
+    /// The pods'.
+    labels: Once<Labels>,
+    named_ports: Once<NamedPorts>,
     /// Zones by node.
     zones: HashMap<String, String>,
     /// How many of the pods run a sidecar.

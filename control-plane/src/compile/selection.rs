@@ -5,7 +5,7 @@
 
 use std::{
     borrow::Borrow,
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     hash::Hash,
     sync::Arc,
 };
@@ -40,8 +40,6 @@ fn selects(selector: &Labels, labels: &Labels) -> bool {
 #[derive(Debug, Default)]
 pub(super) struct Selection {
     pods: HashMap<Arc<Name>, Arc<Labels>>,
-    /// Once each: all pods of a ReplicaSet have the same.
-    labels: HashSet<Arc<Labels>>,
     pods_by_label: HashMap<Label, BTreeSet<Arc<Name>>>,
     services: HashMap<Arc<Name>, (Labels, Label)>,
     services_by_label: HashMap<Label, BTreeSet<Arc<Name>>>,
@@ -68,8 +66,8 @@ impl Selection {
             .any(|service| self.services.get(service).is_some_and(|(selector, _)| selects(selector, labels)))
     }
 
-    /// Sets or, with `None`, removes a pod's labels. Returns them as they are kept: once for all pods that have the same.
-    pub(super) fn set_pod(&mut self, pod: &Arc<Name>, labels: Option<&Labels>) -> Option<Arc<Labels>> {
+    /// Sets or, with `None`, removes a pod's labels.
+    pub(super) fn set_pod(&mut self, pod: &Arc<Name>, labels: Option<&Arc<Labels>>) {
         if let Some(old) = self.pods.remove(pod) {
             for label in labels_of(&pod.namespace, &old) {
                 take(&mut self.pods_by_label, &label, pod);
@@ -77,12 +75,8 @@ impl Selection {
             for service in self.services_of.remove(pod).into_iter().flatten() {
                 take(&mut self.pods_of, &service, pod);
             }
-            // Its own and the set's: no other pod has them.
-            if Arc::strong_count(&old) == 2 {
-                self.labels.remove(&old);
-            }
         }
-        let labels = labels?;
+        let Some(labels) = labels else { return };
         for label in labels_of(&pod.namespace, labels) {
             for service in self.services_by_label.get(&label).into_iter().flatten() {
                 if self.services.get(service).is_some_and(|(selector, _)| selects(selector, labels)) {
@@ -92,13 +86,7 @@ impl Selection {
             }
             self.pods_by_label.entry(label).or_default().insert(Arc::clone(pod));
         }
-        let labels = self.labels.get(labels).cloned().unwrap_or_else(|| {
-            let new = Arc::new(labels.clone());
-            self.labels.insert(Arc::clone(&new));
-            new
-        });
-        self.pods.insert(Arc::clone(pod), Arc::clone(&labels));
-        Some(labels)
+        self.pods.insert(Arc::clone(pod), Arc::clone(labels));
     }
 
     /// Sets or, with `None` or an empty one (which selects nothing), removes a Service's selector.
@@ -175,8 +163,7 @@ mod tests {
                     None => map.remove(&name),
                 };
                 if is_pod {
-                    let kept = index.set_pod(&name, labels.as_ref());
-                    prop_assert_eq!(kept.as_deref(), labels.as_ref());
+                    index.set_pod(&name, labels.clone().map(Arc::new).as_ref());
                 } else {
                     index.set_service(&name, labels.as_ref());
                 }

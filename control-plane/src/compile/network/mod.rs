@@ -17,7 +17,12 @@ use std::{
 use heddle_api::SYSTEM_NAMESPACE;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 
-use super::{Mesh, apply::Touched, facts::PodEntry, selection::Labels};
+use super::{
+    Mesh,
+    apply::Touched,
+    facts::{NamedPorts, PodEntry},
+    selection::Labels,
+};
 use crate::{
     diagnostics::FieldError,
     object::{Kind, Name, ObjectRef},
@@ -34,8 +39,7 @@ const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Shape {
     pub labels: Arc<Labels>,
-    /// Named container ports.
-    pub ports: BTreeMap<String, u16>,
+    pub ports: Arc<NamedPorts>,
     /// What made them, as far as their names tell: `reviews-v1`.
     pub workload: String,
 }
@@ -46,7 +50,7 @@ impl Shape {
         let concerned = pod.meshed && !pod.finished && !pod.host_network;
         concerned.then(|| Self {
             labels: Arc::clone(&pod.labels),
-            ports: pod.ports.clone(),
+            ports: Arc::clone(&pod.ports),
             workload: workload(&name.name, &pod.labels),
         })
     }
@@ -88,7 +92,7 @@ pub(super) struct Network {
 }
 
 impl Network {
-    /// A pod is another now, or is new or gone.
+    /// A pod is another now, or is new or gone. What it has is as it is kept.
     pub(super) fn set_pod(
         &mut self,
         name: &Name,

@@ -58,6 +58,28 @@ fn a_weight_that_changes_touches_the_route_and_no_endpoints() {
 }
 
 #[test]
+fn labels_and_ports_that_no_pod_has_any_more_are_forgotten() {
+    let pod = |name: &str, hash: &str| {
+        format!(
+            "---
+apiVersion: v1
+kind: Pod
+metadata: {{name: web-{hash}-{name}, namespace: shop, labels: {{app: web, pod-template-hash: {hash}}}, annotations: {{heddle.dev/sidecar: 'true'}}}}
+spec: {{containers: [{{name: a, ports: [{{name: p{hash}, containerPort: 80}}]}}]}}
+status: {{podIP: 127.0.0.{name}}}
+"
+        )
+    };
+    let mut mesh = Mesh::new(Options::default());
+    mesh.apply(upserts(&(pod("1", "old") + &pod("2", "old"))));
+    assert_eq!((mesh.labels.len(), mesh.named_ports.len()), (1, 1));
+    mesh.apply(upserts(&(pod("3", "new") + &pod("4", "new"))));
+    assert_eq!((mesh.labels.len(), mesh.named_ports.len()), (2, 2));
+    mesh.apply(removals(&(pod("1", "old") + &pod("2", "old"))));
+    assert_eq!((mesh.labels.len(), mesh.named_ports.len()), (1, 1));
+}
+
+#[test]
 fn the_same_again_touches_nothing() {
     let policies = include_str!("../golden/policies.yaml");
     let routes = include_str!("../golden/routes.yaml");
