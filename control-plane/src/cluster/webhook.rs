@@ -32,7 +32,7 @@ use crate::{
     tls::serving::ServingTls,
 };
 
-/// The API server has this long for one question about the configuration.
+/// The API server has this long to take the roots, conflicts included.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// After a conflict.
 const AGAIN: Duration = Duration::from_millis(50);
@@ -118,7 +118,7 @@ impl CaBundle for Published {
     async fn publish(&self, roots: &str) -> anyhow::Result<()> {
         tokio::time::timeout(TIMEOUT, self.write(roots))
             .await
-            .with_context(|| format!("no answer in {TIMEOUT:?}"))?
+            .with_context(|| format!("not written in {TIMEOUT:?}"))?
     }
 }
 

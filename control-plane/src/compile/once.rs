@@ -1,32 +1,32 @@
 //! Values that are kept once, however many objects have them: all pods of a ReplicaSet have the same labels and ports.
 
-use std::{collections::HashSet, hash::Hash, sync::Arc};
+use std::{collections::HashMap, hash::Hash, sync::Arc};
 
-/// Each value once.
+/// Each value once, with how many objects have it: who else holds a clone for a moment does not count.
 #[derive(Debug)]
-pub(super) struct Once<T>(HashSet<Arc<T>>);
+pub(super) struct Once<T>(HashMap<Arc<T>, usize>);
 
 impl<T> Default for Once<T> {
     fn default() -> Self {
-        Self(HashSet::new())
+        Self(HashMap::new())
     }
 }
 
 impl<T: Eq + Hash> Once<T> {
-    /// The value as it is kept.
+    /// One more object has the value. Returns it as it is kept.
     pub(super) fn keep(&mut self, value: Arc<T>) -> Arc<T> {
-        if let Some(kept) = self.0.get(&value) {
-            return Arc::clone(kept);
-        }
-        self.0.insert(Arc::clone(&value));
-        value
+        let kept = self.0.get_key_value(&value).map_or(value, |(kept, _)| Arc::clone(kept));
+        *self.0.entry(Arc::clone(&kept)).or_default() += 1;
+        kept
     }
 
-    /// Somebody who had it, as it is kept, has it no more; forgotten with the last one.
-    pub(super) fn let_go(&mut self, value: &Arc<T>) {
-        // Theirs and the set's.
-        if Arc::strong_count(value) == 2 {
-            self.0.remove(value);
+    /// An object that had it has it no more; forgotten with the last one.
+    pub(super) fn let_go(&mut self, value: &T) {
+        if let Some(count) = self.0.get_mut(value) {
+            *count -= 1;
+            if *count == 0 {
+                self.0.remove(value);
+            }
         }
     }
 
@@ -47,8 +47,9 @@ mod tests {
         let second = once.keep(Arc::new("a".to_owned()));
         assert!(Arc::ptr_eq(&first, &second));
         once.let_go(&first);
-        drop(first);
         assert_eq!(once.len(), 1);
+        once.let_go(&second);
+        assert_eq!(once.len(), 0, "though somebody looks at it still");
         once.let_go(&second);
         assert_eq!(once.len(), 0);
     }

@@ -183,11 +183,11 @@ impl State {
             return failure(StatusCode::NOT_FOUND, "NotFound");
         };
         let mut new = next(old.clone());
-        if self.quicker.take_if(|key| *key == place.key()).is_some() {
-            self.put(place, old.clone());
+        let version = &new["metadata"]["resourceVersion"];
+        if !version.is_null() && self.quicker.take_if(|key| *key == place.key()).is_some() {
+            self.put(place, old);
             return failure(StatusCode::CONFLICT, "Conflict");
         }
-        let version = &new["metadata"]["resourceVersion"];
         if !version.is_null() && *version != old["metadata"]["resourceVersion"] {
             return failure(StatusCode::CONFLICT, "Conflict");
         }

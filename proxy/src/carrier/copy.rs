@@ -27,7 +27,7 @@ use super::{
 use crate::{detect::Rewind, plain::head::Listened};
 
 /// Sizes of the read buffer: a stream that fills one gets the next, one that rests falls back to the first. So ten
-/// thousand quiet connections cost 10 MiB, and a bulk one reads a whole frame at a time.
+/// thousand quiet connections cost 10 MiB, and a bulk one reads a whole frame of opaque TCP at a time.
 const READ: [usize; 3] = [1024, BODY_FRAME, TUNNEL_FRAME];
 /// Left free at the beginning of the larger buffers. Both they and what TLS encrypts into begin at a page's beginning or a
 /// few bytes behind it, and a copy to a place up to 63 bytes further into its page than where it comes from runs at a

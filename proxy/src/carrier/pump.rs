@@ -14,12 +14,15 @@ use http::{Request, Response, Uri, Version, header::HOST, request, uri};
 use http_body::{Body, Frame};
 use tokio::task::spawn_local;
 
-use super::{keeper::AbortOnDrop, settings::BODY_FRAME};
+use super::{
+    keeper::AbortOnDrop,
+    settings::{BODY_FRAME, RECORD},
+};
 
 /// Chunks below this are merged with what follows at once …
 const SMALL: usize = 4 * 1024;
 /// … up to this, so that a body of many small writes is a few frames.
-const MERGED: usize = 16 * 1024;
+const MERGED: usize = BODY_FRAME;
 
 /// Why a body did not go out whole.
 #[derive(Debug, thiserror::Error)]
@@ -218,7 +221,7 @@ where
     Merged { data: merged.map_or(first, BytesMut::freeze), ended, error }
 }
 
-/// Sends a chunk in frames of [`BODY_FRAME`], and of less where the peer's windows ask for it.
+/// Sends a chunk in frames of [`BODY_FRAME`], the last of what is left, and of less where the peer's windows ask for it.
 async fn send(stream: &mut SendStream<Bytes>, mut data: Bytes, last: bool) -> Result<(), PumpError> {
     if data.is_empty() {
         // Not worth a frame: peers count empty ones.
@@ -231,7 +234,9 @@ async fn send(stream: &mut SendStream<Bytes>, mut data: Bytes, last: bool) -> Re
         let room = room(stream, data.len()).await?;
         let mut part = data.split_to(room.min(data.len()));
         while !part.is_empty() {
-            let frame = part.split_to(part.len().min(BODY_FRAME));
+            // The 16 KiB that many write at once are no more records as one frame, and two frames would be dearer.
+            let size = if part.len() <= RECORD { part.len() } else { BODY_FRAME };
+            let frame = part.split_to(size);
             stream.send_data(frame, last && part.is_empty() && data.is_empty())?;
         }
     }

@@ -4,12 +4,12 @@
 //!
 //! | what | http1, http2 | tcp |
 //! |---|---|---|
-//! | unread data: streams × stream window | 128 × 256 KiB = 32 MiB | 128 × 1 MiB = 128 MiB |
-//! | unsent data: streams × send buffer | 128 × 128 KiB = 16 MiB | 128 × 512 KiB = 64 MiB |
+//! | unread data: streams × stream window | 128 × 256 KiB = 32 MiB | 128 × 960 KiB = 120 MiB |
+//! | unsent data: streams × send buffer | 128 × 128 KiB = 16 MiB | 128 × 480 KiB = 60 MiB |
 //! | header lists: streams × list | 128 × 512 KiB = 64 MiB | 128 × 16 KiB = 2 MiB |
 //! | bookkeeping of unread small frames (measured: 258 bytes each) | 16 MiB | 16 MiB |
 //! | one frame being read, one batch kept, one encrypted | 0.2 MiB | 1 MiB |
-//! | **a peer that does its worst** | **128 MiB** | **211 MiB** |
+//! | **a peer that does its worst** | **128 MiB** | **199 MiB** |
 //!
 //! To that comes what small unread frames keep alive, namely the read buffers that they came in. It takes a peer that sends
 //! large data to be read between small data that is not: 8.4 KiB for each small frame (measured), of which the budget
@@ -17,13 +17,13 @@
 //! unread chunks out of `h2` and packs them, so there it is 16 frames (3.75 MiB) a stream.
 //!
 //! Honest traffic: the calling side opens 100 streams on a connection, so if every reader stalls at once a connection
-//! holds 100 × (256 + 128) KiB = 37.5 MiB for HTTP and 150 MiB for opaque TCP, at both ends together, and the
+//! holds 100 × (256 + 128) KiB = 37.5 MiB for HTTP and 141 MiB for opaque TCP, at both ends together, and the
 //! [`CONNECTIONS_PER_PEER`] connections of a worker to one peer 16 times that; a stream that flows holds next to nothing.
 //!
 //! **Why these.** The connection window is twice what all the streams may hold, so that it is never what stops a stream:
 //! one reader that stalls takes its own window from the connection and nothing of its neighbours'. `h2`'s budget for
 //! small frames would end the whole connection (`too_many_data_frames`) because of one stalled reader; at 16 MiB a full
-//! stream window of writes of four bytes fits, and what is written faster is merged. Frames for HTTP are of 16 KiB, since
+//! stream window of writes of four bytes fits, and what is written faster is merged. Frames for HTTP are of 16 KiB at most, since
 //! larger ones make the read buffers larger that a small unread one keeps alive. Its count of resets that the peer provokes is of the
 //! connection's whole life, so any limit would kill a connection that lives long: it is off, and the meter has one by rate.
 
@@ -84,7 +84,9 @@ const CANCELLED: usize = 8192;
 const CANCELLED_REMEMBERED: Duration = Duration::from_secs(5);
 
 /// The plaintext of one TLS record (RFC 8446, 5.1).
-const RECORD: usize = 16 * 1024;
+pub const RECORD: usize = 16 * 1024;
+/// The same encrypted: with its header, its type and its tag.
+const ENCRYPTED: usize = RECORD + 5 + 1 + 16;
 /// Of a frame (RFC 9113, 4.1).
 const FRAME_HEADER: usize = 9;
 /// Bodies go in frames that are with their header one TLS record. The 16 KiB that every peer takes would be two, the second
@@ -92,7 +94,8 @@ const FRAME_HEADER: usize = 9;
 pub const BODY_FRAME: usize = RECORD - FRAME_HEADER;
 /// A tunnel's are fifteen records: enough that a wake-up costs little, and 246,090 bytes on the wire, in four segments of
 /// the loopback's 65,483. A sixteenth record would begin a fifth segment for its last 600 bytes.
-pub const TUNNEL_FRAME: usize = 15 * RECORD - FRAME_HEADER;
+pub const TUNNEL_FRAME: usize = TUNNEL_RECORDS * RECORD - FRAME_HEADER;
+const TUNNEL_RECORDS: usize = 15;
 
 /// What depends on the form of a connection's streams: requests want many small ones, tunnels few large ones.
 struct Sizes {
@@ -106,14 +109,14 @@ const fn sizes(form: Form) -> Sizes {
     match form {
         Form::Http1 | Form::Http2 => Sizes {
             stream_window: 256 * 1024,
-            frame: 16 * 1024,
-            send_buffer: 128 * 1024,
+            frame: RECORD as u32,
+            send_buffer: 8 * BODY_FRAME,
             header_list: HEADER_LIST,
         },
         Form::Tcp => Sizes {
-            stream_window: 1024 * 1024,
+            stream_window: 4 * TUNNEL_FRAME as u32,
             frame: TUNNEL_FRAME as u32,
-            send_buffer: 512 * 1024,
+            send_buffer: 2 * TUNNEL_FRAME,
             header_list: HEADER_LIST_TCP,
         },
     }
@@ -129,8 +132,8 @@ impl Sizes {
 #[must_use]
 pub const fn tls_buffer(form: Form) -> usize {
     match form {
-        Form::Http1 | Form::Http2 => 5 * sizes(form).frame as usize,
-        Form::Tcp => 2 * TUNNEL_FRAME,
+        Form::Http1 | Form::Http2 => 5 * ENCRYPTED,
+        Form::Tcp => 2 * TUNNEL_RECORDS * ENCRYPTED,
     }
 }
 

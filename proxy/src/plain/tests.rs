@@ -130,7 +130,7 @@ async fn a_reused_connection_that_closes_is_replaced_for_what_may_be_repeated_an
 
 /// hyper's own server does this to a body that its handler does not read, and then closes.
 #[tokio::test]
-async fn a_connection_that_answered_before_it_had_the_request_carries_no_other() {
+async fn a_connection_whose_answer_ended_before_its_request_carries_no_other() {
     LocalSet::new()
         .run_until(async {
             let (address, connections) = app(OK, 100).await;
