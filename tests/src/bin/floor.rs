@@ -152,6 +152,8 @@ async fn inbound(certs: &Path, listen: SocketAddr, app: SocketAddr) -> Result<()
             let mut builder = server::Builder::new();
             builder.initial_window_size(STREAM_WINDOW).initial_connection_window_size(CONNECTION_WINDOW);
             builder.max_frame_size(FRAME).max_concurrent_streams(20_000);
+            // A client of a thousand connections that leaves cancels a thousand requests, and `h2` would end the connection.
+            builder.max_pending_accept_reset_streams(20_000).max_local_error_reset_streams(None);
             let mut connection = builder.handshake::<_, Bytes>(tls.accept(socket).await?).await?;
             while let Some(stream) = connection.accept().await {
                 let (request, respond) = stream?;
