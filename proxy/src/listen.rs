@@ -1,5 +1,5 @@
-//! The sidecar's sockets: bound early, so that a taken address is an error at start; accepted by one acceptor,
-//! which hands each connection to the worker with the fewest.
+//! The sidecar's sockets: bound early, so that a taken address is an error at start; accepted by one worker, which
+//! hands each connection to the worker with the fewest.
 
 use std::{
     io,
@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     cli::{Forward, Listeners},
-    threads::{Handoff, OpenConnection},
+    threads::{Handoff, Open, OpenConnection},
 };
 
 /// Connections that the kernel may hold for us while we are busy.
@@ -42,13 +42,13 @@ pub struct Bound {
     socket: TcpListener,
 }
 
-/// A connection on its way to a worker.
+/// A connection on its way to a worker; on its way to another thread's it is registered with no runtime.
 #[derive(Debug)]
-pub struct Accepted {
+pub struct Accepted<T = tokio::net::TcpStream> {
     /// Where it came in.
     pub port: Port,
-    /// The connection, non-blocking, registered nowhere yet.
-    pub io: std::net::TcpStream,
+    /// The connection.
+    pub io: T,
     /// Who made it.
     pub peer: SocketAddr,
     /// Counts it as open.
@@ -102,11 +102,22 @@ pub fn bind_one(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
+/// Where an accepted connection can go.
+#[derive(Clone, Debug)]
+pub struct Crew<F> {
+    /// Connections of the worker that accepts.
+    pub own: Open,
+    /// Serves one on that worker.
+    pub serve: F,
+    /// All other workers.
+    pub others: Vec<Handoff>,
+}
+
 /// Accepts on one socket for ever.
 ///
 /// Where the queue of the worker with the fewest connections is full, accepting waits: the kernel's backlog is the
 /// bound.
-pub async fn accept(bound: Bound, workers: Vec<Handoff>) -> io::Result<()> {
+pub async fn accept(bound: Bound, crew: Crew<impl Fn(Accepted)>) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(bound.socket)?;
     let mut exhausted = false;
     loop {
@@ -126,19 +137,65 @@ pub async fn accept(bound: Bound, workers: Vec<Handoff>) -> io::Result<()> {
         };
         exhausted = false;
         // Without it small writes wait for acknowledgements; a failure means that the connection is gone.
-        let Ok(io) = io.set_nodelay(true).and_then(|()| io.into_std()) else { continue };
-        hand_over(&workers, bound.port.clone(), io, peer).await;
+        if io.set_nodelay(true).is_ok() {
+            crew.hand_over(bound.port.clone(), io, peer).await;
+        }
     }
 }
 
-async fn hand_over(workers: &[Handoff], port: Port, io: std::net::TcpStream, peer: SocketAddr) {
-    let Some(fewest) = workers.iter().min_by_key(|w| w.open.count()) else { return };
-    let accepted = Accepted { port, io, peer, open: fewest.open.opened() };
-    match fewest.queue.try_send(accepted) {
-        Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
-        Err(mpsc::error::TrySendError::Full(accepted)) => {
-            // Closed only when the worker is gone, which ends the process.
-            let _ = fewest.queue.send(accepted).await;
+impl<F: Fn(Accepted)> Crew<F> {
+    /// To the worker with the fewest connections, of equals to the one that accepts.
+    async fn hand_over(&self, port: Port, io: tokio::net::TcpStream, peer: SocketAddr) {
+        let fewest = self.others.iter().min_by_key(|other| other.open.count());
+        let Some(fewest) = fewest.filter(|other| other.open.count() < self.own.count()) else {
+            return (self.serve)(Accepted { port, io, peer, open: self.own.opened() });
+        };
+        let Ok(io) = io.into_std() else { return };
+        let accepted = Accepted { port, io, peer, open: fewest.open.opened() };
+        match fewest.queue.try_send(accepted) {
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
+            Err(mpsc::error::TrySendError::Full(accepted)) => {
+                // Closed only when the worker is gone, which ends the process.
+                let _ = fewest.queue.send(accepted).await;
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_goes_to_the_worker_with_the_fewest_and_of_equals_to_the_one_that_accepts() {
+        let (queue, mut handed) = mpsc::channel(8);
+        let served = RefCell::new(Vec::new());
+        let crew = Crew {
+            own: Open::default(),
+            serve: |accepted: Accepted| served.borrow_mut().push(accepted),
+            others: vec![Handoff { open: Open::default(), queue }],
+        };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let connect = async || {
+            let client = tokio::net::TcpStream::connect(address).await.unwrap();
+            let (io, peer) = listener.accept().await.unwrap();
+            crew.hand_over(Port::Mesh, io, peer).await;
+            client
+        };
+        let mut clients = Vec::new();
+        for _ in 0..4 {
+            clients.push(connect().await);
+        }
+        let other = handed.try_recv().unwrap();
+        assert_eq!((crew.own.count(), crew.others[0].open.count()), (2, 2));
+        assert_eq!(served.borrow()[0].peer, clients[0].local_addr().unwrap());
+        assert_eq!(other.peer, clients[1].local_addr().unwrap());
+        served.borrow_mut().clear();
+        clients.push(connect().await);
+        clients.push(connect().await);
+        assert_eq!((served.borrow().len(), crew.own.count()), (2, 2), "those that ended count no more");
     }
 }

@@ -1,6 +1,7 @@
 //! The traffic workers: one thread each with a current-thread runtime. The first one also accepts.
 
 use std::{
+    net::SocketAddr,
     rc::Rc,
     sync::{
         Arc,
@@ -11,15 +12,17 @@ use std::{
 
 use anyhow::Context;
 use tokio::{
+    net::TcpStream,
     runtime::{Builder, LocalOptions},
     sync::{mpsc, watch},
+    task::JoinSet,
 };
 
 use crate::{
     carrier,
     identity::Identity,
     inbound,
-    listen::{self, Accepted, Bound, Port},
+    listen::{self, Accepted, Bound, Crew, Port},
     log::AccessLogger,
     metrics::Metrics,
     outbound,
@@ -57,7 +60,7 @@ pub struct Handoff {
     /// Connections that it has.
     pub open: Open,
     /// Its queue.
-    pub queue: mpsc::Sender<Accepted>,
+    pub queue: mpsc::Sender<Accepted<std::net::TcpStream>>,
 }
 
 /// Counts open connections.
@@ -89,6 +92,15 @@ impl Drop for OpenConnection {
     }
 }
 
+/// How a worker comes by its connections.
+#[derive(Debug)]
+enum Role {
+    /// It accepts for all of them.
+    Accepts { sockets: Vec<Bound>, own: Open, others: Vec<Handoff> },
+    /// From the one that accepts.
+    IsHanded(mpsc::Receiver<Accepted<std::net::TcpStream>>),
+}
+
 /// The running workers.
 #[derive(Debug)]
 pub struct Workers {
@@ -102,32 +114,32 @@ impl Workers {
     /// # Errors
     /// When a thread cannot be started.
     pub fn start(count: usize, shared: &Shared, sockets: Vec<Bound>) -> anyhow::Result<Self> {
-        let (handoffs, queues): (Vec<_>, Vec<_>) = (0..count)
+        let (others, queues): (Vec<_>, Vec<_>) = (1..count)
             .map(|_| {
                 let (queue, incoming) = mpsc::channel(QUEUE);
                 (Handoff { open: Open::default(), queue }, incoming)
             })
             .unzip();
-        let open = handoffs.iter().map(|h| h.open.clone()).collect();
-        let mut sockets = Some(sockets);
-        let mut threads = Vec::with_capacity(count);
-        for (index, incoming) in queues.into_iter().enumerate() {
-            let (shared, sockets, handoffs) =
-                (shared.clone(), sockets.take().unwrap_or_default(), handoffs.clone());
-            let thread = std::thread::Builder::new()
+        let own = Open::default();
+        let open = std::iter::once(own.clone()).chain(others.iter().map(|h| h.open.clone())).collect();
+        let accepts = Role::Accepts { sockets, own, others };
+        let roles = std::iter::once(accepts).chain(queues.into_iter().map(Role::IsHanded));
+        let threads = roles.enumerate().map(|(index, role)| {
+            let shared = shared.clone();
+            std::thread::Builder::new()
                 .name(format!("worker-{index}"))
                 .spawn(move || {
                     // It cannot move between threads, so it is made where it runs.
                     let runtime =
                         Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
                     match runtime {
-                        Ok(runtime) => runtime.block_on(work(index, shared, incoming, sockets, handoffs)),
+                        Ok(runtime) => runtime.block_on(work(index, shared, role)),
                         Err(error) => tracing::error!(%error, "a worker's runtime could not be made"),
                     }
                 })
-                .context("a worker's thread could not be started")?;
-            threads.push(thread);
-        }
+                .context("a worker's thread could not be started")
+        });
+        let threads = threads.collect::<anyhow::Result<_>>()?;
         Ok(Self { threads, open })
     }
 
@@ -144,13 +156,7 @@ impl Workers {
     }
 }
 
-async fn work(
-    index: usize,
-    shared: Shared,
-    mut incoming: mpsc::Receiver<Accepted>,
-    sockets: Vec<Bound>,
-    handoffs: Vec<Handoff>,
-) {
+async fn work(index: usize, shared: Shared, role: Role) {
     let metrics = shared.metrics.worker(index);
     let identity = Arc::clone(&shared.identity);
     let worker = Rc::new(Worker {
@@ -168,35 +174,47 @@ async fn work(
         settings: shared.settings,
         drain: shared.drain,
     });
-    for bound in sockets {
-        let handoffs = handoffs.clone();
-        tokio::task::spawn_local(async move {
-            if let Err(error) = listen::accept(bound, handoffs).await {
-                tracing::error!(%error, "a listening socket cannot be used");
-            }
-        });
-    }
     let (warming, warmed) = (Rc::clone(&worker), shared.warmed);
     tokio::task::spawn_local(async move {
         warm(&warming).await;
         warmed.send_modify(|workers| *workers += 1);
     });
-    // The senders that the acceptor holds keep the queue open.
-    drop(handoffs);
-    while let Some(accepted) = incoming.recv().await {
-        let worker = Rc::clone(&worker);
-        tokio::task::spawn_local(async move {
-            let Accepted { port, io, peer, open } = accepted;
-            match tokio::net::TcpStream::from_std(io) {
-                Ok(io) => serve(worker, port, io, peer).await,
-                Err(error) => tracing::warn!(%error, "a connection could not be registered"),
+    match role {
+        Role::Accepts { sockets, own, others } => {
+            let crew = Crew { own, serve: move |accepted| start(&worker, accepted), others };
+            let mut acceptors = JoinSet::new();
+            for bound in sockets {
+                acceptors.spawn_local(listen::accept(bound, crew.clone()));
             }
-            drop(open);
-        });
+            while let Some(ended) = acceptors.join_next().await {
+                if let Ok(Err(error)) = ended {
+                    tracing::error!(%error, "a listening socket cannot be used");
+                }
+            }
+        }
+        Role::IsHanded(mut incoming) => {
+            // The senders that the acceptor holds keep the queue open.
+            while let Some(Accepted { port, io, peer, open }) = incoming.recv().await {
+                match TcpStream::from_std(io) {
+                    Ok(io) => start(&worker, Accepted { port, io, peer, open }),
+                    Err(error) => tracing::warn!(%error, "a connection could not be registered"),
+                }
+            }
+        }
     }
 }
 
-async fn serve(worker: Rc<Worker>, port: Port, io: tokio::net::TcpStream, peer: std::net::SocketAddr) {
+/// Serves a connection on this worker, in a task of its own.
+fn start(worker: &Rc<Worker>, accepted: Accepted) {
+    let worker = Rc::clone(worker);
+    tokio::task::spawn_local(async move {
+        let Accepted { port, io, peer, open } = accepted;
+        serve(worker, port, io, peer).await;
+        drop(open);
+    });
+}
+
+async fn serve(worker: Rc<Worker>, port: Port, io: TcpStream, peer: SocketAddr) {
     // Each on the heap, so that an idle connection takes the room of what it is, and not of the largest.
     match port {
         Port::Outbound => Box::pin(outbound::serve(worker, io, peer)).await,
