@@ -31,18 +31,31 @@ pub struct BalancerState {
 }
 
 /// Counts the request in while it lives; move it into the response's body.
+///
+/// Dropped without a word of how the exchange went, it was given up by who asked: then it took at least so long. Callers who
+/// give up by themselves are all that is ever heard of an endpoint that hangs.
 #[derive(Debug)]
-pub struct LoadGuard(InFlight);
+pub struct LoadGuard {
+    in_flight: InFlight,
+    /// On [`clock`]; none once it is known how the exchange went.
+    waits_since: Option<u64>,
+}
 
 impl LoadGuard {
-    pub(super) fn new(in_flight: InFlight) -> Self {
-        Self(in_flight)
+    pub(super) fn new(in_flight: InFlight, now: u64) -> Self {
+        Self { in_flight, waits_since: Some(now) }
+    }
+
+    /// Nobody waits for the answer, so that its time says nothing.
+    pub fn without_judgement(&mut self) {
+        self.waits_since = None;
     }
 
     /// Learns from how an exchange ended. `latency` is the time to the response's headers, or to the failure. True
     /// when this put the endpoint out.
     pub fn judge(&mut self, backend: &Backend, outcome: Outcome, latency: Duration) -> bool {
-        let stats = self.0.stats();
+        self.waits_since = None;
+        let stats = self.in_flight.stats();
         let now = clock::now();
         let nanos = clock::nanos(latency);
         match outcome {
@@ -51,12 +64,8 @@ impl LoadGuard {
                 stats.succeeded();
                 false
             }
-            // It took at least this long. Of an endpoint not known yet that says nothing: a moment would make it the
-            // fastest of all.
             Outcome::Neutral => {
-                if stats.latency.get(now).is_some() {
-                    stats.latency.observe_at_least(nanos, now);
-                }
+                stats.took_at_least(nanos, now);
                 false
             }
             // Sent before it was put out: that is known, and must not count against it on its return.
@@ -77,7 +86,7 @@ impl LoadGuard {
         if claim.swap(true, Ordering::Acquire) {
             return false;
         }
-        let stats = self.0.stats();
+        let stats = self.in_flight.stats();
         let policy = &backend.policy.ejection;
         let set = backend.state.endpoints.load();
         let out = set.candidates.iter().filter(|e| e.stats.is_ejected_at(now)).count();
@@ -88,6 +97,15 @@ impl LoadGuard {
         }
         claim.store(false, Ordering::Release);
         ejects
+    }
+}
+
+impl Drop for LoadGuard {
+    fn drop(&mut self) {
+        if let Some(since) = self.waits_since {
+            let now = clock::now();
+            self.in_flight.stats().took_at_least(now.saturating_sub(since), now);
+        }
     }
 }
 

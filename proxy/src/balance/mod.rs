@@ -63,7 +63,7 @@ pub fn pick(backend: &Backend, set: &EndpointSet, tried: &[SocketAddr]) -> Optio
         .or_else(|| draw.pick_among(all, healthy))
         .or_else(|| draw.pick_among(all, fresh))
         .or_else(|| draw.pick_among(all, |_| true))?;
-    let load = LoadGuard::new(endpoint.stats.begin());
+    let load = LoadGuard::new(endpoint.stats.begin(), draw.now);
     Some(Picked { endpoint, load })
 }
 

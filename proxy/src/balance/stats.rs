@@ -14,6 +14,9 @@ use crate::config::Ejection;
 /// An ejection lasts no longer than this, or than the base where that is longer.
 const LONGEST_EJECTION: Duration = Duration::from_secs(300);
 
+/// Of an endpoint not known yet, a wait that was given up sooner says nothing: a moment would make it the fastest of all.
+const LONG_FOR_A_COLD_ONE: Duration = Duration::from_millis(100);
+
 /// Load and health of one endpoint. Outlives every config that names the endpoint.
 #[derive(Debug, Default)]
 pub struct EndpointStats {
@@ -61,6 +64,14 @@ impl EndpointStats {
     pub(super) fn begin(self: &Arc<Self>) -> InFlight {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         InFlight(Arc::clone(self))
+    }
+
+    /// An exchange of which nobody saw the end had lasted for so many nanoseconds.
+    pub(super) fn took_at_least(&self, nanos: u64, now: u64) {
+        let known = self.latency.get(now).is_some();
+        if known || nanos >= clock::nanos(LONG_FOR_A_COLD_ONE) {
+            self.latency.observe_at_least(nanos, now);
+        }
     }
 
     /// Gives the failures in a row, this one among them.

@@ -67,7 +67,9 @@ impl World {
     /// Lets an endpoint fail, whoever would have been picked; true when the last failure put it out.
     fn fail(&self, index: usize, times: usize) -> bool {
         let stats = self.stats(index);
-        (0..times).fold(false, |_, _| self.judge(&mut LoadGuard::new(stats.begin()), Outcome::Failure))
+        (0..times).fold(false, |_, _| {
+            self.judge(&mut LoadGuard::new(stats.begin(), clock::now()), Outcome::Failure)
+        })
     }
 
     /// How often each is picked by a client that sends one request after the other, all ending well.
@@ -249,7 +251,7 @@ fn where_weights_differ_they_decide_among_near_equals_and_speed_among_others() {
 #[test]
 fn a_cold_endpoint_is_not_taken_for_a_fast_one_because_a_client_left() {
     let world = World::even(Algorithm::PeakEwma, 2);
-    let mut load = LoadGuard::new(world.stats(0).begin());
+    let mut load = LoadGuard::new(world.stats(0).begin(), clock::now());
     load.judge(&world.backend, Outcome::Neutral, Duration::ZERO);
     assert_eq!(world.stats(0).latency(), None);
 }
@@ -259,7 +261,11 @@ fn a_cold_endpoint_gets_one_request_at_a_time_until_it_answers() {
     fastrand::seed(4);
     let world = World::even(Algorithm::PeakEwma, 3);
     for index in [0, 1] {
-        LoadGuard::new(world.stats(index).begin()).judge(&world.backend, Outcome::Success, QUICK);
+        LoadGuard::new(world.stats(index).begin(), clock::now()).judge(
+            &world.backend,
+            Outcome::Success,
+            QUICK,
+        );
     }
     let mut held = Vec::new();
     for _ in 0..200 {
@@ -280,13 +286,44 @@ fn a_cold_endpoint_gets_one_request_at_a_time_until_it_answers() {
 async fn a_request_that_was_given_up_says_that_it_took_at_least_so_long() {
     let world = World::even(Algorithm::PeakEwma, 1);
     let latency = |outcome, latency| {
-        LoadGuard::new(world.stats(0).begin()).judge(&world.backend, outcome, latency);
+        LoadGuard::new(world.stats(0).begin(), clock::now()).judge(&world.backend, outcome, latency);
         world.stats(0).latency().unwrap()
     };
     assert_eq!(latency(Outcome::Success, QUICK), QUICK);
     assert_eq!(latency(Outcome::Neutral, QUICK / 2), QUICK);
     assert!(latency(Outcome::Neutral, QUICK * 100) > QUICK * 99);
     assert!(latency(Outcome::Failure, QUICK) > QUICK * 99);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_that_never_answers_gets_next_to_nothing_though_all_give_up_waiting_for_it() {
+    fastrand::seed(6);
+    let (hangs, patience, apart) = (0, Duration::from_secs(1), Duration::from_millis(10));
+    for warm in [true, false] {
+        let world = World::even(Algorithm::PeakEwma, 2);
+        for index in [0, 1] {
+            if warm || index != hangs {
+                world.judge(&mut LoadGuard::new(world.stats(index).begin(), clock::now()), Outcome::Success);
+            }
+        }
+        let (mut waiting, mut sent) = (std::collections::VecDeque::new(), 0);
+        // 100 a second for two minutes.
+        for _ in 0..12_000 {
+            let now = tokio::time::Instant::now();
+            while waiting.front().is_some_and(|(until, _)| *until <= now) {
+                waiting.pop_front();
+            }
+            let (index, mut load) = world.pick();
+            if index == hangs {
+                sent += 1;
+                waiting.push_back((now + patience, load));
+            } else {
+                world.judge(&mut load, Outcome::Success);
+            }
+            tokio::time::advance(apart).await;
+        }
+        assert!(sent < 120, "{sent} of 12,000, warm: {warm}");
+    }
 }
 
 #[test]
@@ -336,9 +373,14 @@ async fn what_was_under_way_when_an_endpoint_was_put_out_does_not_count_on_its_r
     fastrand::seed(6);
     let world = World::even(Algorithm::PeakEwma, 3);
     for index in [1, 2] {
-        LoadGuard::new(world.stats(index).begin()).judge(&world.backend, Outcome::Success, QUICK);
+        LoadGuard::new(world.stats(index).begin(), clock::now()).judge(
+            &world.backend,
+            Outcome::Success,
+            QUICK,
+        );
     }
-    let mut under_way: Vec<_> = (0..8).map(|_| LoadGuard::new(world.stats(0).begin())).collect();
+    let mut under_way: Vec<_> =
+        (0..8).map(|_| LoadGuard::new(world.stats(0).begin(), clock::now())).collect();
     assert!(world.fail(0, 5));
     for load in &mut under_way {
         assert!(!world.judge(load, Outcome::Failure));
@@ -353,9 +395,9 @@ async fn what_was_under_way_when_an_endpoint_was_put_out_does_not_count_on_its_r
 fn a_success_between_starts_the_count_anew_and_what_says_nothing_does_not() {
     let world = World::even(Algorithm::PeakEwma, 2);
     world.fail(0, 4);
-    world.judge(&mut LoadGuard::new(world.stats(0).begin()), Outcome::Neutral);
+    world.judge(&mut LoadGuard::new(world.stats(0).begin(), clock::now()), Outcome::Neutral);
     assert_eq!(world.stats(0).consecutive_failures(), 4);
-    world.judge(&mut LoadGuard::new(world.stats(0).begin()), Outcome::Success);
+    world.judge(&mut LoadGuard::new(world.stats(0).begin(), clock::now()), Outcome::Success);
     assert!(!world.fail(0, 4));
     assert!(world.fail(0, 1));
 }
@@ -440,7 +482,7 @@ proptest! {
         let world = World::weighted(ALGORITHMS[algorithm], &weights);
         // Each is warm: a cold one is tried whatever its weight.
         for index in 0..weights.len() {
-            LoadGuard::new(world.stats(index).begin()).judge(&world.backend, Outcome::Success, QUICK);
+            LoadGuard::new(world.stats(index).begin(), clock::now()).judge(&world.backend, Outcome::Success, QUICK);
         }
         let counts = world.counts(5_000);
         let sum: u32 = weights.iter().sum();

@@ -100,7 +100,9 @@ impl Copy {
 
     async fn exchange(self) {
         let Self { worker, backend, parts, version, kept, .. } = self;
-        let Some(picked) = balance::pick(&backend, &backend.state.endpoints.load(), &[]) else { return };
+        let Some(mut picked) = balance::pick(&backend, &backend.state.endpoints.load(), &[]) else { return };
+        // Counted as load until the end; how it goes is nobody's business.
+        picked.load.without_judgement();
         let body = if kept.is_empty() { RequestBody::Empty } else { RequestBody::Kept(kept) };
         match send::send(&worker, &backend, &picked.endpoint, parts, body, version).await {
             Ok((response, _)) => {
@@ -111,7 +113,6 @@ impl Copy {
                 tracing::debug!(backend = %backend.key, error = %error.source, "a mirrored request failed");
             }
         }
-        // Counted as load until here; how it went is nobody's business.
         drop(picked.load);
     }
 }
