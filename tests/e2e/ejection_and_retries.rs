@@ -188,6 +188,18 @@ async fn a_request_that_takes_too_long_is_answered_504_and_the_connection_stays(
 }
 
 #[tokio::test]
+async fn an_answer_is_given_rather_than_lost_to_a_retry_that_would_have_no_time() {
+    let shop = shop::open(1).await;
+    shop.traffic_policy(
+        "  timeouts: {request: 1s}\n  retries: {attempts: 2, on: [5xx], backoff: {base: 1h, max: 1h}}",
+    );
+    shop.web.answers(HOST, "/sleep/2000", |a| a.status == 504 && a.reason() == "RequestTimeout").await;
+    shop.reviews[0].app().behave(Mode::Status(503));
+    let answer = shop.web.http1().await.unwrap().get(HOST, "/").await.unwrap();
+    assert_eq!((answer.status, answer.reason()), (503, ""), "the application's own word");
+}
+
+#[tokio::test]
 async fn a_try_that_takes_too_long_is_tried_elsewhere() {
     let shop = shop::open(2).await;
     shop.traffic_policy("  retries: {attempts: 2, on: [GatewayError, Reset], perTryTimeout: 300ms}");

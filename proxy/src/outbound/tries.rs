@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use http::{Method, Response};
 use smallvec::SmallVec;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep};
 
 use super::{body::ResponseBody, http::Refused};
 use crate::{
@@ -25,6 +25,8 @@ pub struct Tries<'a> {
     deadline: Option<Instant>,
     tried: SmallVec<[SocketAddr; 4]>,
     retries: u32,
+    /// Before the next one.
+    pause: Duration,
 }
 
 impl<'a> Tries<'a> {
@@ -36,7 +38,8 @@ impl<'a> Tries<'a> {
         deadline: Option<Instant>,
     ) -> Self {
         backend.state.budget.deposit();
-        Self { worker, backend, policy, deadline, tried: SmallVec::new(), retries: 0 }
+        let (tried, retries, pause) = (SmallVec::new(), 0, Duration::ZERO);
+        Self { worker, backend, policy, deadline, tried, retries, pause }
     }
 
     /// How many there were, the one under way included.
@@ -74,13 +77,18 @@ impl<'a> Tries<'a> {
         Refused::new(error.reason, format!("{} at {}: {}", self.backend.key, endpoint.address, error.source))
     }
 
-    /// One ended; none: it did not fail. Whether policy and time want another.
-    pub fn ended(&self, method: &Method, failure: Option<Failure>) -> bool {
+    /// One ended; none: it did not fail. Whether policy and time want another. One that could only begin when the time
+    /// is over would cost the answer that is there, and be blamed on an endpoint that had no time.
+    pub fn ended(&mut self, method: &Method, failure: Option<Failure>) -> bool {
         if self.retries > 0 {
             self.worker.metrics.backend(&self.backend.key).retry(failure.is_none());
         }
-        let over = self.deadline.is_some_and(|at| Instant::now() >= at);
-        !over && failure.is_some_and(|failure| retry::may_retry(self.policy, method, failure, self.retries))
+        let wanted =
+            failure.is_some_and(|failure| retry::may_retry(self.policy, method, failure, self.retries));
+        if wanted {
+            self.pause = retry::backoff(self.policy, self.retries);
+        }
+        wanted && self.deadline.is_none_or(|at| Instant::now() + self.pause < at)
     }
 
     /// Whether the budget has another.
@@ -95,8 +103,7 @@ impl<'a> Tries<'a> {
     /// Waits before the next one, which avoids `address`.
     pub async fn pause(&mut self, address: Option<SocketAddr>) {
         self.tried.extend(address);
-        let pause = Instant::now() + retry::backoff(self.policy, self.retries);
-        sleep_until(self.deadline.map_or(pause, |at| at.min(pause))).await;
+        sleep(self.pause).await;
         self.retries += 1;
     }
 }
