@@ -99,6 +99,7 @@ impl PlainPool {
         B::Error: Into<BoxError>,
     {
         self.keep_pruned();
+        let _counted = Rc::clone(&self.http1);
         let (parts, body) = request.into_parts();
         let body = SendBody::new(body);
         if version == PlainVersion::Http2 || edge::is_grpc(&parts.headers) {
@@ -154,6 +155,7 @@ impl PlainPool {
         let is_empty = body.is_end_stream();
         edge::to_http1(&mut parts, !is_empty, None, &self.last_host);
         let repeatable = is_empty && method.is_idempotent();
+        let mut perhaps_received = None;
         if let Some(mut connection) = self.http1.take(address, repeatable).await {
             let spare = repeatable.then(|| copy(&parts));
             let body_here = body.on(&connection);
@@ -164,6 +166,7 @@ impl PlainPool {
                         (parts, body) = unsent.into_parts();
                     } else if let Some(spare) = spare.filter(|_| failure::is_reset(error.error())) {
                         (parts, body) = (spare, SendBody::empty());
+                        perhaps_received = Some(failure::of_exchange(address, error.error()));
                     } else {
                         return Err(failure::of_exchange(address, error.error()));
                     }
@@ -178,7 +181,10 @@ impl PlainPool {
             let answer = connection.sender.send_request(Request::from_parts(parts, body)).await;
             answer.map(|answer| (connection, answer)).map_err(|error| failure::of_exchange(address, &error))
         });
-        let (connection, answer) = fresh.await?;
+        let (connection, answer) = fresh.await.map_err(|error| match perhaps_received {
+            Some(before) => failure::after(before, error),
+            None => error,
+        })?;
         self.answer(address, connection, &method, answer)
     }
 
@@ -240,7 +246,12 @@ impl PlainPool {
         Ok(Response::from_parts(head, PlainBody::new(incoming, Lease::Http2(count))))
     }
 
-    /// Idle connections are looked through as long as there are any.
+    /// Whether a request is under way, whose connection may go idle: each holds on to the pool, and so does its answer.
+    fn http1_in_use(&self) -> bool {
+        Rc::strong_count(&self.http1) > 1
+    }
+
+    /// Idle connections are looked through as long as there are any, or may be.
     fn keep_pruned(self: &Rc<Self>) {
         if self.pruning.replace(true) {
             return;
@@ -251,7 +262,7 @@ impl PlainPool {
                 tokio::time::sleep(PRUNE_EVERY).await;
                 let Some(pool) = pool.upgrade() else { return };
                 let (http1, http2) = (pool.http1.prune(), pool.http2.prune());
-                if !http1 && !http2 {
+                if !http1 && !http2 && !pool.http1_in_use() {
                     pool.pruning.set(false);
                     return;
                 }

@@ -170,6 +170,63 @@ async fn a_fresh_connection_that_closes_is_not_tried_again() {
 }
 
 #[tokio::test]
+async fn an_application_that_died_of_a_request_may_have_received_it() {
+    LocalSet::new()
+        .run_until(async {
+            let (listener, address) = listener().await;
+            // The kept-alive connection and the listener go together, as they do with a process.
+            spawn_local(async move {
+                let (mut io, _) = listener.accept().await.unwrap();
+                head(&mut io).await;
+                io.write_all(OK).await.unwrap();
+                head(&mut io).await;
+            });
+            let pool = PlainPool::new(65_536);
+            text(pool.send(address, PlainVersion::Http1, get("/"), CONNECT).await.unwrap()).await;
+            let poison = Request::delete("http://reviews:9080/x").body(Empty::<Bytes>::new()).unwrap();
+            let error = pool.send(address, PlainVersion::Http1, poison, CONNECT).await.unwrap_err();
+            assert_eq!((error.reason, error.sent), (Reason::UpstreamReset, Sent::Maybe), "{}", error.source);
+            assert!(error.source.contains("refused"), "and why it was not answered: {}", error.source);
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn what_goes_idle_after_a_long_wait_is_closed_too() {
+    LocalSet::new()
+        .run_until(async {
+            let (listener, address) = listener().await;
+            let (received, go) = (Rc::new(tokio::sync::Notify::new()), Rc::new(tokio::sync::Notify::new()));
+            let (tell, wait) = (Rc::clone(&received), Rc::clone(&go));
+            spawn_local(async move {
+                let (mut io, _) = listener.accept().await.unwrap();
+                head(&mut io).await;
+                tell.notify_one();
+                wait.notified().await;
+                io.write_all(OK).await.unwrap();
+                // Nobody else closes it.
+                head(&mut io).await;
+            });
+            let pool = PlainPool::new(65_536);
+            let asking = Rc::clone(&pool);
+            let asked = spawn_local(async move {
+                text(asking.send(address, PlainVersion::Http1, get("/"), CONNECT).await.unwrap()).await
+            });
+            received.notified().await;
+            tokio::time::pause();
+            tokio::time::sleep(Duration::from_secs(6)).await;
+            tokio::time::resume();
+            go.notify_one();
+            asked.await.unwrap();
+            assert_eq!(pool.http1.idle(address), 1);
+            tokio::time::pause();
+            tokio::time::sleep(Duration::from_secs(6)).await;
+            assert_eq!(pool.http1.idle(address), 0);
+        })
+        .await;
+}
+
+#[tokio::test]
 async fn after_a_second_of_idleness_only_what_may_be_repeated_uses_a_connection() {
     LocalSet::new()
         .run_until(async {
