@@ -177,6 +177,13 @@ impl Body for ResponseBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
+        // Asked first: who reads slowly finds something to read each time.
+        if let Some(deadline) = &mut this.deadline
+            && deadline.as_mut().poll(cx).is_ready()
+        {
+            this.failed(Reason::RequestTimeout);
+            return Poll::Ready(Some(Err("the request's time is over".into())));
+        }
         let polled = match &mut this.source {
             Source::Own(bytes) => Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
             Source::Carrier(body) => Pin::new(body).poll_frame(cx).map_err(Into::into),
@@ -188,14 +195,7 @@ impl Body for ResponseBody {
                 this.record = None;
             }
             Poll::Ready(Some(Err(_))) => this.failed(Reason::UpstreamReset),
-            Poll::Pending => {
-                if let Some(deadline) = &mut this.deadline
-                    && deadline.as_mut().poll(cx).is_ready()
-                {
-                    this.failed(Reason::RequestTimeout);
-                    return Poll::Ready(Some(Err("the request's time is over".into())));
-                }
-            }
+            Poll::Pending => {}
             Poll::Ready(Some(Ok(frame))) => {
                 if let (Some(record), Some(data)) = (&mut this.record, frame.data_ref()) {
                     record.bytes_out += data.len() as u64;
@@ -219,5 +219,22 @@ impl Body for ResponseBody {
             Source::Carrier(body) => body.size_hint(),
             Source::Plain(body) => body.size_hint(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt as _;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_requests_time_ends_also_for_who_always_finds_something_to_read() {
+        let at = Instant::now() + std::time::Duration::from_secs(1);
+        let body = || ResponseBody::full(Bytes::from_static(b"more")).with_deadline(Some(at));
+        assert!(body().frame().await.unwrap().is_ok());
+        let mut late = body();
+        tokio::time::sleep_until(at).await;
+        assert!(late.frame().await.unwrap().is_err());
     }
 }

@@ -11,7 +11,8 @@ use tokio::{
 };
 
 use super::{
-    http::{self, Refused, Target},
+    as_http,
+    http::{Refused, Target},
     refuse, send,
     tries::{self, Tries},
     tunnel::passed,
@@ -85,13 +86,9 @@ pub async fn serve_silent<T: Socket + Send + 'static>(
         Err(First::End) => connected.copy(&worker, io).await,
         Err(First::BrokenOff) => io.into_parts().1.abort(),
         Ok(Err(error)) => tracing::debug!(%error, "a silent connection ended"),
-        Ok(Ok(Protocol::Http1)) => {
+        Ok(Ok(found @ (Protocol::Http1 | Protocol::Http2))) => {
             drop(connected);
-            http::serve_http1(worker, io, Target::Fixed(slot)).await;
-        }
-        Ok(Ok(Protocol::Http2)) => {
-            drop(connected);
-            http::serve_http2(worker, io, Target::Fixed(slot)).await;
+            as_http(worker, io, found, Target::Fixed(slot)).await;
         }
         Ok(Ok(_)) => connected.copy(&worker, io).await,
     }
