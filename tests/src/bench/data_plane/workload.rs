@@ -143,7 +143,7 @@ impl Work {
             (Self::Connect | Self::Small | Self::Bulk, Peer::Nginx) => {
                 Some("Debian's nginx has TCP in a package of its own")
             }
-            (Self::Idle(_) | Self::Start, Peer::None) => Some("there is nothing to measure"),
+            (Self::Idle(_), Peer::None) => Some("there is nothing to measure"),
             _ => None,
         }
     }

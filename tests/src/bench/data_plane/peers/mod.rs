@@ -7,6 +7,7 @@ mod heddle;
 mod nginx;
 
 use std::{
+    iter,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     process::Command,
@@ -90,7 +91,7 @@ impl Peer {
             Self::Haproxy => haproxy::prepare(field),
             Self::Nginx => nginx::prepare(field),
             Self::Floor => floor::prepare(field),
-            Self::None => Ok(Prepared { outbound: field.site.ip, commands: Vec::new(), ready: Vec::new() }),
+            Self::None => Ok(none(field)),
         }
     }
 }
@@ -103,6 +104,18 @@ struct Prepared {
     commands: Vec<Command>,
     /// What must hold before the first request.
     ready: Vec<Ready>,
+}
+
+/// Nothing to start. The client still asks somebody whether they are ready, so that it comes to its first request as
+/// awake as when it has waited for proxies.
+fn none(field: &Field) -> Prepared {
+    let address = field.world.control_plane_admin();
+    let asked = || Ready::Says(Target { address, host: address.to_string(), path: "/ready".to_owned() });
+    Prepared {
+        outbound: field.site.ip,
+        commands: Vec::new(),
+        ready: iter::repeat_with(asked).take(NEXT).collect(),
+    }
 }
 
 /// A running pair. It ends when dropped.
