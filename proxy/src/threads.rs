@@ -1,6 +1,7 @@
 //! The traffic workers: one thread each with a current-thread runtime. The first one also accepts.
 
 use std::{
+    io,
     net::SocketAddr,
     rc::Rc,
     sync::{
@@ -187,8 +188,8 @@ async fn work(index: usize, shared: Shared, role: Role) {
                 acceptors.spawn_local(listen::accept(bound, crew.clone()));
             }
             while let Some(ended) = acceptors.join_next().await {
-                if let Ok(Err(error)) = ended {
-                    tracing::error!(%error, "a listening socket cannot be used");
+                if let Err(error) = ended.map_err(io::Error::other).flatten() {
+                    tracing::error!(%error, "a listening socket is not served any more");
                 }
             }
         }

@@ -13,13 +13,14 @@ pub(super) fn of_exchange(address: SocketAddr, error: &hyper::Error) -> SendErro
     SendError { reason, sent, source: format!("{address}: {}", chain(error)) }
 }
 
-/// The error of a request that was sent once more after it had `before`: what the second says of the first is nothing, so
-/// that the application may have seen it.
-pub(super) fn after(before: SendError, error: SendError) -> SendError {
-    match error.sent {
-        Sent::No => SendError { source: format!("{}; once more: {}", before.source, error.source), ..before },
-        Sent::Maybe => error,
+/// The error of a request that was sent once more after it had `before`: that the second was
+/// not received says nothing of the first.
+pub(super) fn after(mut before: SendError, error: SendError) -> SendError {
+    if error.sent == Sent::Maybe {
+        return error;
     }
+    before.source = format!("{}; once more: {}", before.source, error.source);
+    before
 }
 
 /// The error of an answer that Heddle does not pass on.

@@ -229,7 +229,9 @@ impl Work {
         } else {
             let ms = |time: Duration| time.as_secs_f64() * 1e3;
             let (first, next) = (ms(pair.start.first), ms(pair.start.next));
-            sample.set(Figure::ToFirst200, ms(pair.start.to_first_200));
+            if peer != Peer::None {
+                sample.set(Figure::ToFirst200, ms(pair.start.to_first_200));
+            }
             sample.set(Figure::First, first);
             sample.set(Figure::Next, next);
             sample.set(Figure::FirstOverNext, first / next);
