@@ -99,6 +99,7 @@ impl PlainPool {
         B::Error: Into<BoxError>,
     {
         self.keep_pruned();
+        // Until the answer holds on to it: see `http1_in_use`.
         let _counted = Rc::clone(&self.http1);
         let (parts, body) = request.into_parts();
         let body = SendBody::new(body);
