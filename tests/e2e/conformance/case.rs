@@ -81,7 +81,7 @@ pub(super) enum From {
 }
 
 /// A request and what becomes of it.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Row {
     pub from: From,
     /// `V2` in the place of the host is the address of the pod `echo-v2`.

@@ -37,12 +37,28 @@ const PODS: [(From, &str, &str, &str, u8); 3] = [
 ];
 
 /// `name namespace selector host`.
-const SERVICES: [(&str, &str, &str, u8); 4] = [
+const SERVICES: [(&str, &str, &str, u8); 5] = [
     ("echo", MESH, "{app: echo}", 20),
     ("echo-v1", MESH, "{app: echo, version: v1}", 21),
     ("echo-v2", MESH, "{app: echo, version: v2}", 22),
     ("own", CONSUMER, "{app: echo}", 23),
+    ("marker", MESH, "{app: echo, version: v1}", 24),
 ];
+
+/// Comes after a case's objects and goes after them: who sees it sees them, who no longer sees it no longer sees them.
+/// Without it a case's first requests would meet the routes of the case before, which go a moment later than a file does,
+/// and by chance be answered as they should.
+const MARKER: Route = Route::http(
+    "marker",
+    r#"  - {group: "", kind: Service, name: marker}"#,
+    "
+  - filters: [{type: ResponseHeaderModifier, responseHeaderModifier: {set: [{name: x-marker, value: here}]}}]
+    backendRefs: [{name: marker, port: 80}]
+",
+);
+const UNMARKED: Row =
+    Row { unanswered: &["x-marker"], ..Row::to("http://marker.gateway-conformance-mesh/", "echo-v1") };
+const MARKED: Row = Row { answer: &[("x-marker", "here")], unanswered: &[], ..UNMARKED };
 
 /// Where objects are kept.
 enum Objects {
@@ -155,7 +171,8 @@ impl Ground {
     pub(super) async fn run(&self, case: &Case) -> Vec<String> {
         let routes: Vec<_> = case.routes.iter().map(|route| (route, route.yaml())).collect();
         let others = case.others.iter().map(|yaml| (*yaml).to_owned());
-        let objects: Vec<_> = others.chain(routes.iter().map(|(_, yaml)| yaml.clone())).collect();
+        let objects: Vec<_> =
+            others.chain(routes.iter().map(|(_, yaml)| yaml.clone())).chain([MARKER.yaml()]).collect();
         let mut wrong = Vec::new();
         for yaml in &objects {
             wrong.extend(self.apply(yaml).await.err().map(|error| format!("{error:#}:\n{yaml}")));
@@ -164,6 +181,7 @@ impl Ground {
             let condition = until(|| self.conditions_hold(route, yaml)).await;
             wrong.extend(condition.err().map(|error| format!("{} {}: {error:#}", route.kind, route.name)));
         }
+        wrong.extend(self.everywhere(MARKED).await.err().map(|error| format!("it comes: {error:#}")));
         let failed = |row: &Row, error: anyhow::Error| format!("{} {}: {error:#}", row.method, row.url);
         for row in case.rows {
             wrong.extend(until(|| self.holds(row)).await.err().map(|error| failed(row, error)));
@@ -190,7 +208,17 @@ impl Ground {
         for yaml in &objects {
             wrong.extend(self.delete(yaml).await.err().map(|error| format!("{error:#}:\n{yaml}")));
         }
+        wrong.extend(self.everywhere(UNMARKED).await.err().map(|error| format!("it goes: {error:#}")));
         wrong
+    }
+
+    /// Returns once this holds for every pod.
+    async fn everywhere(&self, row: Row) -> anyhow::Result<()> {
+        for (from, ..) in PODS {
+            let row = Row { from, ..row };
+            until(|| self.holds(&row)).await.with_context(|| format!("for {from:?}"))?;
+        }
+        Ok(())
     }
 
     /// In a directory the conditions are not written anywhere; what they would be made of is at `/diagnostics`. Where nothing is
