@@ -9,6 +9,7 @@ use heddle_tests::{
     load::{Load, Plan},
 };
 use http::Method;
+use tokio::task::JoinSet;
 
 use crate::shop::{self, HOST};
 
@@ -213,4 +214,36 @@ async fn a_try_that_takes_too_long_is_tried_elsewhere() {
         Ok(())
     })
     .await;
+}
+
+/// Nothing ever fails here that the sidecar could hear of: it is the clients that give up.
+#[tokio::test]
+async fn an_endpoint_that_hangs_gets_little_of_clients_that_give_up_by_themselves() {
+    const CLIENTS: usize = 4;
+    const REQUESTS: usize = 150;
+    let shop = shop::open(2).await;
+    let bad = shop.reviews[0].app();
+    shop.web.answers(HOST, "/", |answer| answer.status == 200).await;
+    bad.behave(Mode::Hang);
+    let before = bad.requests();
+    let mut clients = JoinSet::new();
+    for _ in 0..CLIENTS {
+        let mut client = shop.web.http2().await.unwrap();
+        clients.spawn(async move {
+            let mut given_up = 0;
+            for _ in 0..REQUESTS {
+                match tokio::time::timeout(Duration::from_millis(300), client.get(HOST, "/")).await {
+                    Ok(answer) => assert_eq!(answer.unwrap().status, 200),
+                    Err(_) => given_up += 1,
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            given_up
+        });
+    }
+    let given_up: usize = clients.join_all().await.into_iter().sum();
+    let (asked, all) = (bad.requests() - before, CLIENTS * REQUESTS);
+    println!("{given_up} of {all} requests were given up; the endpoint that hangs was asked {asked} times");
+    assert!(asked > 0, "it was never asked, so nothing is shown");
+    assert!(asked * 20 < all as u64, "it was asked {asked} times of {all}");
 }
