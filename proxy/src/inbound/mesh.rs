@@ -183,6 +183,7 @@ impl Connection {
         }
         let application = self.application.clone()?;
         edge::request(&mut parts, self.door.worker.settings.header_limit, &LastHost::default())?;
+        edge::without_content(&parts.headers)?;
         self.door.admit_request(application.port(), &parts)?;
         let permitted = Permitted { application, request: Some((parts.method.clone(), parts.uri.clone())) };
         Ok((permitted, self.door.upgrade(application, parts, &asked.protocol).await?))

@@ -125,11 +125,9 @@ pub fn request(
     }
     let mut upgrade = None;
     if fields.of_connection != 0 {
-        let has_body = parts.headers.contains_key(header::TRANSFER_ENCODING)
-            || parts.headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
         // Bytes of a body could not be told from those of the new protocol on the way; serving the request
         // without changing protocols is always allowed (RFC 9110, 7.8).
-        if parts.version == Version::HTTP_11 && !has_body {
+        if parts.version == Version::HTTP_11 && !has_content(&parts.headers) {
             upgrade = offered_protocols(&parts.headers);
         }
         strip_connection_fields(&mut parts.headers, fields.of_connection);
@@ -144,6 +142,20 @@ pub fn request(
         parts.headers.remove(header::EXPECT);
     }
     Ok(upgrade)
+}
+
+/// Checks that an upgrade announces no content, which could not be told from the bytes of the new protocol.
+///
+/// # Errors
+/// When it does.
+pub fn without_content(headers: &HeaderMap) -> Result<(), Malformed> {
+    if has_content(headers) { Err(Malformed::Length("an upgrade has no content")) } else { Ok(()) }
+}
+
+/// Whether a request says that content follows its head.
+fn has_content(headers: &HeaderMap) -> bool {
+    headers.contains_key(header::TRANSFER_ENCODING)
+        || headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0")
 }
 
 /// Brings an application's answer into the form that holds inside the sidecar, without what could pass for the
@@ -216,6 +228,8 @@ pub fn to_http1(
     parts.version = Version::HTTP_11;
     join_cookies(&mut parts.headers);
     if let Some(protocol) = upgrade {
+        // What would be announced does not come: a server that declines would take the next request for it.
+        parts.headers.remove(header::CONTENT_LENGTH);
         parts.headers.insert(header::UPGRADE, protocol.clone());
         parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     } else if parts.headers.contains_key(header::TE) {

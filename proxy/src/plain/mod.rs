@@ -134,7 +134,8 @@ impl PlainPool {
             .await
             .map_err(|error| failure::of_exchange(address, &error))?;
         if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
-            return self.answer(address, connection, &method, answer).map(Upgrade::Declined);
+            // Whatever the server still expects on it, it is no request.
+            return self.answer(address, connection, &method, answer, false).map(Upgrade::Declined);
         }
         let (mut head, body) = answer.into_parts();
         edge::switching(&mut head, self.header_limit, protocol)
@@ -161,7 +162,7 @@ impl PlainPool {
             let spare = repeatable.then(|| copy(&parts));
             let body_here = body.on(&connection);
             match connection.sender.try_send_request(Request::from_parts(parts, body_here)).await {
-                Ok(answer) => return self.answer(address, connection, &method, answer),
+                Ok(answer) => return self.answer(address, connection, &method, answer, true),
                 Err(mut error) => {
                     if let Some(unsent) = error.take_message() {
                         (parts, body) = unsent.into_parts();
@@ -186,22 +187,23 @@ impl PlainPool {
             Some(before) => failure::after(before, error),
             None => error,
         })?;
-        self.answer(address, connection, &method, answer)
+        self.answer(address, connection, &method, answer, true)
     }
 
-    /// The answer with its body, which holds the connection.
+    /// The answer with its body, which holds the connection; another request may follow on it only if it is `reusable`.
     fn answer(
         &self,
         address: SocketAddr,
         connection: http1::Connection,
         method: &Method,
         answer: Response<Incoming>,
+        reusable: bool,
     ) -> Result<Response<PlainBody>, SendError> {
         let (mut head, incoming) = answer.into_parts();
         let both_lengths = edge::answer(&mut head, method, self.header_limit)
             .map_err(|error| failure::of_answer(address, error))?;
-        let lease =
-            http1::Lease { pool: Rc::clone(&self.http1), address, connection, reusable: !both_lengths };
+        let reusable = reusable && !both_lengths;
+        let lease = http1::Lease { pool: Rc::clone(&self.http1), address, connection, reusable };
         Ok(Response::from_parts(head, PlainBody::new(incoming, Lease::Http1(lease))))
     }
 

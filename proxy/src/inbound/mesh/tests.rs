@@ -275,6 +275,41 @@ async fn an_upgrade_is_confirmed_when_the_application_confirms_it_and_only_then(
     .await;
 }
 
+/// What a server that declines still expects of an upgrade would be taken from the next caller's request.
+#[tokio::test]
+async fn no_request_follows_an_upgrade_on_its_connection_and_an_upgrade_has_no_content() {
+    on_a_worker(async {
+        let world = World::new().await;
+        let mut application = world.application().await;
+        let peer = world.peer(Form::Http1, application.address.port());
+        let ask = |length: &'static str| {
+            Request::post("http://reviews:9080/chat").header("content-length", length).body(()).unwrap()
+        };
+        let Upgraded::Declined(answer) =
+            world.web.upgrade(&peer, ask("5"), "websocket", CONNECT).await.unwrap()
+        else {
+            panic!("switched");
+        };
+        assert_eq!(
+            (answer.status().as_u16(), &answer.headers()["heddle-reason"]),
+            (400, &"BadRequest".parse().unwrap())
+        );
+        assert!(application.is_untouched());
+
+        let declined = async {
+            let answer = world.web.upgrade(&peer, ask("0"), "websocket", CONNECT).await.unwrap();
+            let Upgraded::Declined(answer) = answer else { panic!("switched") };
+            text(answer).await
+        };
+        let ((asked, _kept), answer) = tokio::join!(application.answer(OK), declined);
+        assert!(!asked.contains("content-length"), "{asked}");
+        assert_eq!(answer, "ok");
+        let (_, answer) = exchange(&world, &mut application, get("/"), OK).await;
+        assert_eq!(answer.unwrap().status(), 200);
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_request_that_is_cancelled_is_cancelled_at_the_application() {
     on_a_worker(async {
