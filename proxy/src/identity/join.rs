@@ -146,11 +146,12 @@ async fn obtain(config: &ControlPlaneConfig, identity: &Identity, patience: &mut
                 }
             );
         refused |= turned_away;
-        identity.failed(error.to_string());
         if turned_away {
+            // In a cluster it is so at every renewal: no failure while the token is to be tried.
             tracing::debug!(%error, "trying the token instead");
             continue;
         }
+        identity.failed(error.to_string());
         if patience.speak() {
             match good {
                 None => tracing::warn!(%error, "waiting for the control plane: no certificate yet"),
@@ -322,6 +323,7 @@ mod tests {
         std::fs::write(control_plane.file("token"), "second").unwrap();
         until(|| control_plane.calls().len() == 3).await;
         assert_eq!(control_plane.calls(), ["Join first", "Renew", "Join second"]);
+        until(|| identity.requests() == (2, 0)).await;
     }
 
     #[tokio::test]
