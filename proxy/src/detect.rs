@@ -28,6 +28,8 @@ pub enum Protocol {
     Opaque,
     /// No byte within the time: the client may be waiting for the server.
     Silent,
+    /// No byte ever: the client has said that it sends none, and may still read.
+    Ended,
 }
 
 /// The client's connection preface (RFC 9113, 3.4).
@@ -43,7 +45,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// with every byte still to be read.
 ///
 /// # Errors
-/// When reading fails, or the client closes before sending anything (`UnexpectedEof`).
+/// When reading fails.
 pub async fn detect<T: AsyncRead + Unpin>(
     io: T,
     silence: Option<Duration>,
@@ -91,7 +93,7 @@ impl<T: AsyncRead + Unpin> Detector<T> {
                 Err(_) if seen.is_empty() => return Ok(Protocol::Silent),
                 Err(_) => return Ok(Protocol::Opaque),
                 Ok(Err(error)) => return Err(error),
-                Ok(Ok(0)) if seen.is_empty() => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(Ok(0)) if seen.is_empty() => return Ok(Protocol::Ended),
                 Ok(Ok(0)) => return Ok(Protocol::Opaque),
                 Ok(Ok(_)) => {}
             }

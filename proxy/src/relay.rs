@@ -49,9 +49,11 @@ pub async fn relay_until<A: Socket, B: Socket>(
         };
         let both = async { tokio::try_join!(there, pass(&mut from_second, &mut to_first, &back, &last)) };
         tokio::select! {
+            biased;
+            // First, so that no byte passes that may not.
+            () = stop => false,
             outcome = both => outcome.is_ok(),
             () = rested(&last, idle) => false,
-            () = stop => false,
         }
     };
     if !outcome {

@@ -2,7 +2,6 @@
 
 use std::{
     io,
-    net::SocketAddr,
     rc::Rc,
     sync::{
         Arc,
@@ -208,22 +207,19 @@ async fn work(index: usize, shared: Shared, role: Role) {
 /// Serves a connection on this worker, in a task of its own.
 fn start(worker: &Rc<Worker>, accepted: Accepted) {
     let worker = Rc::clone(worker);
-    tokio::task::spawn_local(async move {
-        let Accepted { port, io, peer, open } = accepted;
-        serve(worker, port, io, peer).await;
-        drop(open);
-    });
+    tokio::task::spawn_local(serve(worker, accepted));
 }
 
-async fn serve(worker: Rc<Worker>, port: Port, io: TcpStream, peer: SocketAddr) {
+async fn serve(worker: Rc<Worker>, accepted: Accepted) {
+    let Accepted { port, io, peer, open } = accepted;
     // Each on the heap, so that an idle connection takes the room of what it is, and not of the largest.
     match port {
-        Port::Outbound => Box::pin(outbound::serve(worker, io, peer)).await,
-        Port::Forward(name) => Box::pin(outbound::serve_forward(worker, io, peer, &name)).await,
+        Port::Outbound => Box::pin(outbound::serve(worker, io, peer, open)).await,
+        Port::Forward(name) => Box::pin(outbound::serve_forward(worker, io, peer, &name, open)).await,
         Port::Inbound => {
             let original = crate::capture::original_destination(&io);
-            Box::pin(inbound::plaintext::serve(worker, io, original)).await;
+            Box::pin(inbound::plaintext::serve(worker, io, original, open)).await;
         }
-        Port::Mesh => Box::pin(inbound::mesh::serve(worker, io)).await,
+        Port::Mesh => Box::pin(inbound::mesh::serve(worker, io, open)).await,
     }
 }

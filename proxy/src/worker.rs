@@ -15,10 +15,11 @@ use crate::{
     carrier,
     identity::Identity,
     log::AccessLogger,
-    metrics::WorkerMetrics,
+    metrics::{ConnectionGuard, Direction, WorkerMetrics},
     outbound::{Mirrors, SeriesCache, resolve::Resolver},
     plain::{PlainPool, parking::Lot},
     store::Store,
+    threads::OpenConnection,
 };
 
 /// One worker: a current-thread runtime with its own connection pools. Never crosses threads.
@@ -54,6 +55,22 @@ pub struct Worker {
 impl std::fmt::Debug for Worker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Worker").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+/// A connection that came in. It is counted for as long as anything of it goes on, also what it became by an upgrade or a
+/// CONNECT, which outlive HTTP: the drain waits for it, and the worker has it.
+#[derive(Debug)]
+pub struct Opened {
+    _of_worker: OpenConnection,
+    _of_metrics: ConnectionGuard,
+}
+
+impl Opened {
+    /// Counts it from now on.
+    #[must_use]
+    pub fn new(worker: &Worker, direction: Direction, tls: bool, open: OpenConnection) -> Rc<Self> {
+        Rc::new(Self { _of_worker: open, _of_metrics: worker.metrics.connection(direction, tls) })
     }
 }
 

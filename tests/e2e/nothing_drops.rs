@@ -205,3 +205,33 @@ async fn a_sidecar_that_is_told_to_end_finishes_what_it_has() {
     let code = shop.world.sidecar("shop/web").unwrap().wait(Duration::from_secs(15)).await.unwrap();
     assert_eq!(code, 0);
 }
+
+/// HTTP is over on them, but the connections are not.
+#[tokio::test]
+async fn a_sidecar_that_is_told_to_end_waits_for_upgrades_and_tunnels() {
+    let mut shop = shop::open(1).await;
+    let mut upgraded = Raw::connect(shop.web.outbound()).await.unwrap();
+    let ask =
+        format!("GET /upgrade HTTP/1.1\r\nHost: {HOST}\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n");
+    upgraded.send(ask).await.unwrap();
+    assert!(upgraded.read_until("\r\n\r\n").await.unwrap().starts_with("HTTP/1.1 101"));
+    let mut tunnel = Raw::connect(shop.web.outbound()).await.unwrap();
+    tunnel.send(format!("CONNECT {HOST} HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).await.unwrap();
+    assert!(tunnel.read_until("\r\n\r\n").await.unwrap().starts_with("HTTP/1.1 200"));
+    tunnel.send(format!("GET /sleep/1500 HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).await.unwrap();
+    heddle_tests::eventually("both are counted, each once", || async {
+        let labels = [("direction", "outbound"), ("tls", "false")];
+        let open = shop.web.scrape().await?.sum("heddle_connections_open", &labels);
+        anyhow::ensure!((open - 2.0).abs() < 0.1, "{open} are open");
+        Ok(())
+    })
+    .await;
+
+    shop.world.sidecar("shop/web").unwrap().terminate().unwrap();
+    assert!(tunnel.read_until("\r\n\r\n").await.unwrap().starts_with("HTTP/1.1 200"));
+    upgraded.send("late").await.unwrap();
+    assert_eq!(upgraded.read_exact(4).await.unwrap(), b"late");
+    drop((upgraded, tunnel));
+    let code = shop.world.sidecar("shop/web").unwrap().wait(Duration::from_secs(4)).await.unwrap();
+    assert_eq!(code, 0);
+}

@@ -7,8 +7,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// `client` reaches the Service `db`, an opaque port, at its own address and port 7000.
 async fn world() -> (World, Pod, Pod) {
+    declared("tcp").await
+}
+
+/// The same, where the port declares this.
+async fn declared(app_protocol: &str) -> (World, Pod, Pod) {
     let mut world = World::new().unwrap();
-    world.save("db.yaml", &manifest::service("shop/db", 7000, "tcp", "app: db")).unwrap();
+    world.save("db.yaml", &manifest::service("shop/db", 7000, app_protocol, "app: db")).unwrap();
     world.start_control_plane().await.unwrap();
     let db = world.pod("shop/db-v1").ports(&[7000]).start().await.unwrap();
     let ip = world.new_address();
@@ -71,6 +76,25 @@ async fn a_server_may_speak_first() {
     assert_eq!(connection.read_exact(7).await.unwrap(), b"welcome");
     connection.send("joe").await.unwrap();
     assert_eq!(connection.read_to_end().await.unwrap(), "joe");
+}
+
+#[tokio::test]
+async fn a_client_that_sends_nothing_and_says_so_is_answered() {
+    let (_world, client, db) = declared("").await;
+    let _app = TcpApp::start(db.port(7000), |mut stream| async move {
+        // Longer than a client may be silent before it is taken to wait for the server.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        stream.write_all(b"the time").await?;
+        stream.shutdown().await
+    })
+    .await
+    .unwrap();
+    for pause in [0, 200] {
+        let mut connection = Raw::connect(client.port(7000)).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        connection.finish().await.unwrap();
+        assert_eq!(connection.read_to_end().await.unwrap(), "the time", "after {pause} ms");
+    }
 }
 
 #[tokio::test]

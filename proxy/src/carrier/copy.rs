@@ -146,11 +146,12 @@ pub async fn both_ways_until<S: Socket>(
     let mut alarm = pin!(sleep_until(Instant::now() + look));
     let end = poll_fn(|cx| {
         loop {
-            if let Poll::Ready(end) = copy.poll(&mut socket, cx) {
-                return Poll::Ready(end);
-            }
+            // First, so that no byte passes that may not.
             if stop.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(End::Stopped);
+            }
+            if let Poll::Ready(end) = copy.poll(&mut socket, cx) {
+                return Poll::Ready(end);
             }
             ready!(alarm.as_mut().poll(cx));
             alarm.as_mut().reset(Instant::now() + look);

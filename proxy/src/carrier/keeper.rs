@@ -68,7 +68,7 @@ pub(super) struct Signal {
     pub(super) used: Cell<bool>,
     /// Send GOAWAY, and end when the last stream has.
     pub(super) drain: Cell<bool>,
-    /// As [`Self::drain`], because nothing came for so long.
+    /// As [`Self::drain`], also where no request has come yet: none came for so long, or the sidecar leaves.
     pub(super) idle: Cell<bool>,
     /// The peer does not answer.
     pub(super) dead: Cell<bool>,
@@ -93,7 +93,12 @@ impl Signal {
 }
 
 /// Looks after an accepted connection.
-pub(super) async fn keep_server(signal: Rc<Signal>, mut ping: PingPong, drain: impl Future<Output = ()>) {
+pub(super) async fn keep_server(
+    signal: Rc<Signal>,
+    mut ping: PingPong,
+    drain: impl Future<Output = ()>,
+    leave: impl Future<Output = ()>,
+) {
     let rounds = async {
         let mut idle_rounds = 0;
         loop {
@@ -113,5 +118,9 @@ pub(super) async fn keep_server(signal: Rc<Signal>, mut ping: PingPong, drain: i
         drain.await;
         signal.raise(&signal.drain);
     };
-    tokio::join!(rounds, drained);
+    let left = async {
+        leave.await;
+        signal.raise(&signal.idle);
+    };
+    tokio::join!(rounds, drained, left);
 }

@@ -130,7 +130,8 @@ impl Incoming {
     /// Serves until the connection ends. What may come on a connection of its name is the handler's to judge, who counts
     /// what is refused. Each request runs in a task of its own, which must watch for the caller's cancel
     /// ([`unless_reset`](super::unless_reset), [`respond`](super::respond)). When `drain` is through, GOAWAY is sent (on a
-    /// connection without a request yet: after the first) and what runs or still comes is served to its end. Dropping the future ends the connection at once.
+    /// connection without a request yet: after the first) and what runs or still comes is served to its end. When `leave` is, it is sent in any
+    /// case. Dropping the future ends the connection at once.
     ///
     /// # Errors
     /// What ended the connection, when that was not an orderly close.
@@ -138,6 +139,7 @@ impl Incoming {
         mut self,
         handler: H,
         drain: impl Future<Output = ()> + 'static,
+        leave: impl Future<Output = ()> + 'static,
     ) -> Result<(), h2::Error>
     where
         H: Fn(Request<RecvStream>, SendResponse<Bytes>) -> F,
@@ -145,7 +147,7 @@ impl Incoming {
     {
         let signal = Rc::new(Signal::default());
         let ping = self.connection.ping_pong().expect("the first to ask for a connection's PINGs");
-        let keeper = spawn_local(keep_server(Rc::clone(&signal), ping, drain));
+        let keeper = spawn_local(keep_server(Rc::clone(&signal), ping, drain, leave));
         let _keeper = AbortOnDrop(keeper.abort_handle());
         let (mut served, mut draining) = (false, false);
         loop {

@@ -107,7 +107,7 @@ impl World {
         Self::accepting(form, move |incoming, drained| {
             let (handler, ended) = (handler.clone(), Rc::clone(&ended));
             async move {
-                let end = incoming.serve(handler, drained).await;
+                let end = incoming.serve(handler, drained, std::future::pending()).await;
                 ended.borrow_mut().push(end.map_err(|error| error.to_string()));
             }
         })

@@ -22,7 +22,7 @@ use crate::{
     metrics::{Direction, HttpLabels, HttpSeries},
     plain::{BoxError, PlainBody, PlainVersion, Upgrade, dial, edge},
     reason::Reason,
-    worker::Worker,
+    worker::{Opened, Worker},
 };
 
 /// The application is on the same machine: it accepts at once or not at all.
@@ -39,6 +39,7 @@ pub(super) struct Door {
     series: RefCell<Option<Held>>,
     /// A request's body stalled: the client is to take its requests to another connection.
     pub(super) stalled: Notify,
+    _opened: Rc<Opened>,
 }
 
 /// A handle, and what it is for.
@@ -98,8 +99,14 @@ impl From<edge::Malformed> for Refused {
 }
 
 impl Door {
-    pub(super) fn new(worker: Rc<Worker>, client: SocketAddr, identity: Option<SpiffeId>) -> Rc<Self> {
-        Rc::new(Self { worker, client, identity, series: RefCell::new(None), stalled: Notify::new() })
+    pub(super) fn new(
+        worker: Rc<Worker>,
+        client: SocketAddr,
+        identity: Option<SpiffeId>,
+        opened: Rc<Opened>,
+    ) -> Rc<Self> {
+        let (series, stalled) = (RefCell::new(None), Notify::new());
+        Rc::new(Self { worker, client, identity, series, stalled, _opened: opened })
     }
 
     /// The pod's own side.

@@ -35,12 +35,13 @@ use crate::{
         refusal,
     },
     reason::Reason,
-    worker::Worker,
+    threads::OpenConnection,
+    worker::{Opened, Worker},
 };
 
 /// Serves one connection until it ends.
-pub async fn serve(worker: Rc<Worker>, io: TcpStream) {
-    let _open = worker.metrics.connection(Direction::Inbound, true);
+pub async fn serve(worker: Rc<Worker>, io: TcpStream, open: OpenConnection) {
+    let opened = Opened::new(&worker, Direction::Inbound, true, open);
     let (Ok(client), Ok(local)) = (io.peer_addr(), io.local_addr()) else { return };
     let Some(credentials) = worker.identity.current() else {
         worker.metrics.refused(Direction::Inbound, Reason::NotReady);
@@ -59,16 +60,17 @@ pub async fn serve(worker: Rc<Worker>, io: TcpStream) {
             return;
         }
     };
-    let mut drain = worker.drain.clone();
-    let leaving = Box::pin(async move { drain.terminating().await });
-    let door = Door::new(worker, client, Some(incoming.peer.clone()));
+    let (mut drain, mut leave) = (worker.drain.clone(), worker.drain.clone());
+    let terminating = Box::pin(async move { drain.terminating().await });
+    let leaving = Box::pin(async move { leave.leaving().await });
+    let door = Door::new(worker, client, Some(incoming.peer.clone()), opened);
     let connection = Rc::new(Connection {
         name: incoming.name,
         application: door.own_application(local.ip(), incoming.name.port),
         door,
     });
     let handler = move |request, respond| Rc::clone(&connection).stream(request, respond);
-    if let Err(error) = incoming.serve(handler, leaving).await {
+    if let Err(error) = incoming.serve(handler, terminating, leaving).await {
         tracing::debug!(%client, %error, "mesh connection ended");
     }
 }

@@ -35,7 +35,7 @@ use crate::{
     batch::{Batched, Habits, InTurns},
     carrier::copy::Socket,
     config::AppProtocol,
-    detect::{Protocol, Rewind, detect},
+    detect::{Detector, Protocol, Rewind, detect},
     meter::Metered,
     metrics::{Direction, Flow},
     plain::{
@@ -45,7 +45,8 @@ use crate::{
     },
     reason::Reason,
     relay::relay_until,
-    worker::Worker,
+    threads::OpenConnection,
+    worker::{Opened, Worker},
 };
 
 /// A client that may not use the port in bytes may still be about to speak HTTP, and gets this long to begin.
@@ -62,10 +63,10 @@ const HANDOVER: Duration = Duration::from_secs(10);
 const HTTP_PORT: u16 = 80;
 
 /// Serves one connection until it ends. `original` is where it was going before it was redirected.
-pub async fn serve(worker: Rc<Worker>, io: TcpStream, original: Option<SocketAddr>) {
-    let _open = worker.metrics.connection(Direction::Inbound, false);
+pub async fn serve(worker: Rc<Worker>, io: TcpStream, original: Option<SocketAddr>, open: OpenConnection) {
+    let opened = Opened::new(&worker, Direction::Inbound, false, open);
     let (Ok(client), Ok(local)) = (io.peer_addr(), io.local_addr()) else { return };
-    let door = Door::new(worker, client, None);
+    let door = Door::new(worker, client, None, opened);
     let served = match original {
         Some(original) => redirected(&door, io, original).await,
         None => explicit(&door, io, local.ip()).await,
@@ -94,8 +95,8 @@ async fn redirected(door: &Rc<Door>, io: TcpStream, original: SocketAddr) -> io:
         Ok(AppProtocol::Opaque) => pass_bytes(door, Rewind::new(Bytes::new(), io), application).await,
         // HTTP for certain: the bytes tell the version, and are waited for. hyper answers what is no HTTP.
         Ok(AppProtocol::Http | AppProtocol::Http1 | AppProtocol::Http2) => {
-            match detect(io, Some(IDLE)).await? {
-                (Protocol::Silent, _) => Ok(()),
+            match first_bytes(door, io).await? {
+                (Protocol::Silent | Protocol::Ended, _) => Ok(()),
                 (Protocol::Http2, io) => {
                     Box::pin(serve_http2(door, io, Target::Application(application))).await
                 }
@@ -109,6 +110,17 @@ async fn redirected(door: &Rc<Door>, io: TcpStream, original: SocketAddr) -> io:
             (protocol, io) => detected(door, io, protocol, application).await,
         },
     }
+}
+
+/// What a client begins with where only it can begin. One that is silent is not waited for when the sidecar leaves.
+async fn first_bytes(door: &Door, io: TcpStream) -> io::Result<(Protocol, Rewind<TcpStream>)> {
+    let mut detector = Detector::new(io);
+    let mut drain = door.worker.drain.clone();
+    let protocol = tokio::select! {
+        found = detector.protocol(Some(IDLE)) => found?,
+        () = drain.leaving() => Protocol::Silent,
+    };
+    Ok((protocol, detector.replay()))
 }
 
 /// What a port speaks by declaration, or by being one whose server speaks first.
@@ -130,16 +142,18 @@ async fn detected(
     match protocol {
         Protocol::Http1 => serve_http1(door, io, Target::Application(application)).await,
         Protocol::Http2 => Box::pin(serve_http2(door, io, Target::Application(application))).await,
-        Protocol::Tls | Protocol::Opaque | Protocol::Silent => pass_bytes(door, io, application).await,
+        Protocol::Tls | Protocol::Opaque | Protocol::Silent | Protocol::Ended => {
+            pass_bytes(door, io, application).await
+        }
     }
 }
 
 /// The client waits, so the application may be the one that speaks first; whoever speaks decides. Where bytes are
 /// not allowed the application is not touched, but requests may be.
 async fn silent(door: &Rc<Door>, io: TcpStream, application: SocketAddr) -> io::Result<()> {
-    if door.admit_bytes(application.port()).is_err() {
-        let (protocol, io) = detect(io, Some(FIRST_BYTE)).await?;
-        return detected(door, io, protocol, application).await;
+    let may_use_bytes = || door.admit_bytes(application.port());
+    if may_use_bytes().is_err() {
+        return may_speak_http(door, io, application).await;
     }
     let server = match door.dial(application).await {
         Ok(server) => server,
@@ -147,6 +161,10 @@ async fn silent(door: &Rc<Door>, io: TcpStream, application: SocketAddr) -> io::
     };
     tokio::select! {
         biased;
+        _ = door.revoked(may_use_bytes) => {
+            drop(server);
+            may_speak_http(door, io, application).await
+        }
         _ = server.readable() => {
             Box::pin(copy(door, Rewind::new(Bytes::new(), io), server, application)).await
         }
@@ -159,6 +177,12 @@ async fn silent(door: &Rc<Door>, io: TcpStream, application: SocketAddr) -> io::
         },
         () = tokio::time::sleep(TCP_IDLE) => Ok(()),
     }
+}
+
+/// A silent client that may not use the port in bytes is waited for a little.
+async fn may_speak_http(door: &Rc<Door>, io: TcpStream, application: SocketAddr) -> io::Result<()> {
+    let (protocol, io) = detect(io, Some(FIRST_BYTE)).await?;
+    detected(door, io, protocol, application).await
 }
 
 /// Bytes that are not looked into.
@@ -210,7 +234,8 @@ async fn pass_while<C: Socket, S: Socket>(
 
 /// Without redirect only HTTP can say which port it wants.
 async fn explicit(door: &Rc<Door>, io: TcpStream, ip: IpAddr) -> io::Result<()> {
-    match detect(io, Some(IDLE)).await? {
+    match first_bytes(door, io).await? {
+        (Protocol::Silent | Protocol::Ended, _) => Ok(()),
         (Protocol::Http1, io) => serve_http1(door, io, Target::Authority(ip)).await,
         (Protocol::Http2, io) => Box::pin(serve_http2(door, io, Target::Authority(ip))).await,
         (protocol, io) => {

@@ -38,6 +38,7 @@ use crate::{
     outbound,
     plain::{PlainPool, parking::Lot},
     store::Store,
+    threads::Open,
     worker::{Drain, DrainTrigger, Settings, Worker},
 };
 
@@ -127,7 +128,7 @@ impl World {
         let served = Rc::clone(&worker);
         spawn_local(async move {
             while let Ok((io, _)) = mesh.accept().await {
-                spawn_local(super::mesh::serve(Rc::clone(&served), io));
+                spawn_local(super::mesh::serve(Rc::clone(&served), io, Open::default().opened()));
             }
         });
         Self { ip, worker, web: Pool::new(web, Metrics::new(1).worker(0)), metrics, drain: drain_trigger }
@@ -186,7 +187,8 @@ impl World {
         let (client, server) =
             tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
         let worker = Rc::clone(&self.worker);
-        spawn_local(async move { super::plaintext::serve(worker, server.unwrap().0, original).await });
+        let io = server.unwrap().0;
+        spawn_local(super::plaintext::serve(worker, io, original, Open::default().opened()));
         client.unwrap()
     }
 

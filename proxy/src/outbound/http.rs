@@ -20,7 +20,7 @@ use super::{
     exchange::{self, Exchange},
     passthrough,
     target::{HTTP_PORT, Name},
-    tunnel,
+    tunnel::{self, Asking},
     websocket::{self, Offer},
 };
 use crate::{
@@ -37,7 +37,7 @@ use crate::{
     },
     reason::Reason,
     store::{Lookup, Slot},
-    worker::Worker,
+    worker::{Opened, Worker},
 };
 
 /// The body of an application's request.
@@ -61,28 +61,31 @@ struct Connection {
     last: Cell<Option<(Box<str>, Arc<Slot>)>>,
     /// A request's body stalled: the client is to take its requests to another connection.
     stalled: Notify,
+    /// What an upgrade or a CONNECT makes of it holds this too.
+    opened: Rc<Opened>,
 }
 
 impl Connection {
-    fn new(worker: Rc<Worker>, target: Target) -> Rc<Self> {
+    fn new(worker: Rc<Worker>, target: Target, opened: Rc<Opened>) -> Rc<Self> {
         Rc::new(Self {
             worker,
             target,
             last_host: edge::LastHost::default(),
             last: Cell::new(None),
             stalled: Notify::new(),
+            opened,
         })
     }
 }
 
 /// Serves HTTP/1 until either side closes, or the sidecar leaves; as long as an application likes to keep it.
-pub async fn serve_http1<T>(worker: Rc<Worker>, io: Rewind<T>, target: Target)
+pub async fn serve_http1<T>(worker: Rc<Worker>, io: Rewind<T>, target: Target, opened: Rc<Opened>)
 where
     T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (drain, parking) = (worker.drain.clone(), Rc::clone(&worker.parking));
     let metrics = Arc::clone(&worker.metrics);
-    let connection = Connection::new(worker, target);
+    let connection = Connection::new(worker, target, opened);
     let answer = move |request| {
         let connection = Rc::clone(&connection);
         async move { answer(&connection, request).await }
@@ -94,13 +97,13 @@ where
 }
 
 /// Serves HTTP/2 until either side closes, or the sidecar leaves.
-pub async fn serve_http2<T>(worker: Rc<Worker>, io: T, target: Target)
+pub async fn serve_http2<T>(worker: Rc<Worker>, io: T, target: Target, opened: Rc<Opened>)
 where
     T: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let drain = worker.drain.clone();
     let metrics = Arc::clone(&worker.metrics);
-    let connection = Connection::new(worker, target);
+    let connection = Connection::new(worker, target, opened);
     let (io, turns) = Batched::new(io, Habits::default());
     let io = TokioIo::new(Metered::server(io, connection.worker.settings.stall_timeout));
     let of_requests = Rc::clone(&connection);
@@ -192,13 +195,16 @@ async fn serve(
     if parts.method == Method::CONNECT {
         // Where the destination is known already, CONNECT would lead past it.
         return match &connection.target {
-            Target::Authority => tunnel::connect(worker, &parts, on_upgrade).await,
+            Target::Authority => {
+                tunnel::connect(worker, &parts, on_upgrade, Rc::clone(&connection.opened)).await
+            }
             Target::Fixed(slot) => {
                 let sentence = format!("CONNECT to {}: a proxy's port must be declared as tcp", slot.name());
                 Err(Refused::new(Reason::BadRequest, sentence))
             }
         };
     }
+    let upgrade = offer.map(|offer| Asking { offer, on_upgrade, opened: Rc::clone(&connection.opened) });
     let (body, pace) = Paced::new(body, &parts.headers, worker.settings.stall_timeout);
     let slot = match &connection.target {
         Target::Fixed(slot) => Some(Arc::clone(slot)),
@@ -207,8 +213,8 @@ async fn serve(
     match slot.as_ref().map(|slot| slot.load()) {
         Some(Lookup::Mesh(destination)) => {
             let exchange = Exchange { worker, destination: &destination, version, started };
-            if let Some(offer) = &offer {
-                return tunnel::upgrade(exchange, parts, offer, on_upgrade).await;
+            if let Some(asking) = upgrade {
+                return tunnel::upgrade(exchange, parts, asking).await;
             }
             let answer = pin!(exchange::run(exchange, parts, body));
             Pace::watch(pace, answer).await.unwrap_or_else(|stalled| Err(give_up(connection, stalled)))
@@ -216,7 +222,7 @@ async fn serve(
         // Not of the mesh: where it would have gone without us.
         Some(Lookup::NotInMesh) | None => {
             let exchange = passthrough::Exchange { worker, version, started, slot };
-            let answer = pin!(passthrough::http(exchange, parts, body, offer, on_upgrade));
+            let answer = pin!(passthrough::http(exchange, parts, body, upgrade));
             Pace::watch(pace, answer).await.unwrap_or_else(|stalled| Err(give_up(connection, stalled)))
         }
     }

@@ -37,50 +37,58 @@ use crate::{
     metrics::Direction,
     reason::Reason,
     store::{Lookup, Slot},
-    worker::Worker,
+    threads::OpenConnection,
+    worker::{Opened, Worker},
 };
 
 /// How long a pool that connects ahead may keep a connection for which it has no use yet.
 const SILENCE: Duration = Duration::from_secs(3600);
 
 /// Serves one connection to 15001.
-pub async fn serve(worker: Rc<Worker>, io: TcpStream, peer: SocketAddr) {
+pub async fn serve(worker: Rc<Worker>, io: TcpStream, peer: SocketAddr, open: OpenConnection) {
     if !capture::source_is_this_pod(peer.ip(), &worker.settings) {
         worker.metrics.refused(Direction::Outbound, Reason::ForeignSource);
         tracing::warn!(%peer, "refused on the outbound port: the source is not this pod");
         io.abort();
         return;
     }
-    let _open = worker.metrics.connection(Direction::Outbound, false);
+    let opened = Opened::new(&worker, Direction::Outbound, false, open);
     match capture::original_destination(&io) {
         Some(original) if worker.settings.is_own_port(original) => {
             // Meant for this port, by whichever of the pod's addresses: nothing was lost by the redirect.
             if io.local_addr().is_ok_and(|local| local.port() == original.port()) {
-                return explicit(worker, io).await;
+                return explicit(worker, io, opened).await;
             }
             refuse(&worker, io, Reason::OwnPort, &original.to_string());
         }
-        Some(original) => to_name(worker, io, &original.to_string()).await,
-        None => explicit(worker, io).await,
+        Some(original) => to_name(worker, io, &original.to_string(), opened).await,
+        None => explicit(worker, io, opened).await,
     }
 }
 
 /// Serves one connection to a `--forward` listener, whose destination is a Service port.
-pub async fn serve_forward(worker: Rc<Worker>, io: TcpStream, peer: SocketAddr, name: &str) {
+pub async fn serve_forward(
+    worker: Rc<Worker>,
+    io: TcpStream,
+    peer: SocketAddr,
+    name: &str,
+    open: OpenConnection,
+) {
     if !capture::source_is_this_pod(peer.ip(), &worker.settings) {
         worker.metrics.refused(Direction::Outbound, Reason::ForeignSource);
         io.abort();
         return;
     }
-    let _open = worker.metrics.connection(Direction::Outbound, false);
-    to_name(worker, io, name).await;
+    let opened = Opened::new(&worker, Direction::Outbound, false, open);
+    to_name(worker, io, name, opened).await;
 }
 
 /// Explicit mode: only HTTP can say where it wants to go.
-async fn explicit(worker: Rc<Worker>, io: TcpStream) {
+async fn explicit(worker: Rc<Worker>, io: TcpStream, opened: Rc<Opened>) {
     match first_bytes(&worker, io, None).await {
-        Some((Protocol::Http1, io)) => as_http(worker, io, Protocol::Http1, Target::Authority).await,
-        Some((Protocol::Http2, io)) => as_http(worker, io, Protocol::Http2, Target::Authority).await,
+        Some((found @ (Protocol::Http1 | Protocol::Http2), io)) => {
+            as_http(worker, io, found, Target::Authority, opened).await;
+        }
         Some((protocol, io)) => {
             let what = format!("{protocol:?} bytes in explicit mode name no destination");
             refuse(&worker, io.into_parts().1, Reason::NoDestination, &what);
@@ -90,15 +98,15 @@ async fn explicit(worker: Rc<Worker>, io: TcpStream) {
 }
 
 /// A connection whose destination is known: captured, forwarded or CONNECTed to.
-async fn to_name<T: Socket + Send + 'static>(worker: Rc<Worker>, io: T, name: &str) {
+async fn to_name<T: Socket + Send + 'static>(worker: Rc<Worker>, io: T, name: &str, opened: Rc<Opened>) {
     match http::lookup(&worker, name).await {
-        Ok(slot) => to_slot(worker, io, slot).await,
+        Ok(slot) => to_slot(worker, io, slot, opened).await,
         Err(refused) => refuse(&worker, io, refused.reason, &refused.sentence),
     }
 }
 
 /// Serves a connection as the destination's port wants it.
-async fn to_slot<T: Socket + Send + 'static>(worker: Rc<Worker>, io: T, slot: Arc<Slot>) {
+async fn to_slot<T: Socket + Send + 'static>(worker: Rc<Worker>, io: T, slot: Arc<Slot>, opened: Rc<Opened>) {
     let Lookup::Mesh(destination) = slot.load() else {
         return Box::pin(passthrough::bytes(&worker, io, slot.name())).await;
     };
@@ -112,12 +120,12 @@ async fn to_slot<T: Socket + Send + 'static>(worker: Rc<Worker>, io: T, slot: Ar
         AppProtocol::Detect => Some(worker.settings.detect_timeout),
     };
     if let Some((found, io)) = first_bytes(&worker, io, protocol).await {
-        as_detected(worker, io, found, slot, &destination).await;
+        as_detected(worker, io, found, slot, &destination, opened).await;
     }
 }
 
-/// What a connection speaks. None: it ended without a word, the sidecar is leaving and has no reason to wait for
-/// its first, or it was silent for [`SILENCE`] where only the client can begin.
+/// What a connection speaks. None: it ended without a word or was silent for [`SILENCE`] where only the client can
+/// begin, or the sidecar is leaving and has no reason to wait for its first.
 async fn first_bytes<T: Socket>(
     worker: &Worker,
     io: T,
@@ -129,7 +137,7 @@ async fn first_bytes<T: Socket>(
         () = drain.leaving() => return None,
     };
     match found {
-        Ok((Protocol::Silent, _)) if silence.is_none() => None,
+        Ok((Protocol::Silent | Protocol::Ended, _)) if silence.is_none() => None,
         Ok(found) => Some(found),
         Err(error) => {
             tracing::debug!(%error, "a connection ended before it said anything");
@@ -144,15 +152,18 @@ async fn as_detected<T: Socket + Send + 'static>(
     found: Protocol,
     slot: Arc<Slot>,
     destination: &Arc<Destination>,
+    opened: Rc<Opened>,
 ) {
     match found {
-        Protocol::Http1 | Protocol::Http2 => as_http(worker, io, found, Target::Fixed(slot)).await,
+        Protocol::Http1 | Protocol::Http2 => as_http(worker, io, found, Target::Fixed(slot), opened).await,
         // hyper answers what is no HTTP as the RFCs ask.
         Protocol::Opaque | Protocol::Tls if destination.protocol != AppProtocol::Detect => {
-            as_http(worker, io, found, Target::Fixed(slot)).await;
+            as_http(worker, io, found, Target::Fixed(slot), opened).await;
         }
-        Protocol::Opaque | Protocol::Tls => Box::pin(tcp::serve(&worker, io, destination)).await,
-        Protocol::Silent => Box::pin(tcp::serve_silent(worker, io, slot, destination)).await,
+        Protocol::Opaque | Protocol::Tls | Protocol::Ended => {
+            Box::pin(tcp::serve(&worker, io, destination)).await;
+        }
+        Protocol::Silent => Box::pin(tcp::serve_silent(worker, io, slot, destination, opened)).await,
     }
 }
 
@@ -161,12 +172,13 @@ async fn as_http<T: Socket + Send + 'static>(
     io: Rewind<T>,
     found: Protocol,
     target: Target,
+    opened: Rc<Opened>,
 ) {
     io.limit_unread(Some(worker.settings.stall_timeout));
     if found == Protocol::Http2 {
-        Box::pin(http::serve_http2(worker, io, target)).await;
+        Box::pin(http::serve_http2(worker, io, target, opened)).await;
     } else {
-        Box::pin(http::serve_http1(worker, io, target)).await;
+        Box::pin(http::serve_http1(worker, io, target, opened)).await;
     }
 }
 
@@ -181,8 +193,8 @@ fn refuse<T: Socket>(worker: &Worker, io: T, reason: Reason, what: &str) {
 mod tests {
     use super::*;
 
-    /// Bytes of the future that a function of three arguments returns.
-    fn future<A, B, C, R>(_: impl Fn(A, B, C) -> R) -> usize {
+    /// Bytes of the future that a function of four arguments returns.
+    fn future<A, B, C, D, R>(_: impl Fn(A, B, C, D) -> R) -> usize {
         size_of::<R>()
     }
 

@@ -3,7 +3,6 @@
 use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use http::{Request, Response, StatusCode, Version, request};
-use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::{net::TcpStream, time::Instant};
 
@@ -14,8 +13,7 @@ use super::{
     refuse,
     send::speaks_http2,
     target::{HTTP_PORT, Name},
-    tunnel::{handed_over, passed, switched},
-    websocket::Offer,
+    tunnel::{Asking, handed_over, passed, switched},
 };
 use crate::{
     carrier::{SendError, copy::Socket},
@@ -64,14 +62,13 @@ pub async fn http(
     exchange: Exchange<'_>,
     parts: request::Parts,
     body: ClientBody,
-    upgrade: Option<Offer>,
-    on_upgrade: OnUpgrade,
+    upgrade: Option<Asking>,
 ) -> Result<Response<ResponseBody>, Refused> {
     let Exchange { worker, version, started, .. } = exchange;
     let (method, uri) = (parts.method.clone(), parts.uri.clone());
     let mut record = Record::new(worker, &worker.outside, method, uri, version, started);
     let upgrades = upgrade.is_some();
-    let answered = send(&exchange, parts, body, upgrade, on_upgrade, &mut record).await;
+    let answered = send(&exchange, parts, body, upgrade, &mut record).await;
     match answered {
         Ok(response) => {
             record.status = Some(response.status());
@@ -93,8 +90,7 @@ async fn send(
     exchange: &Exchange<'_>,
     parts: request::Parts,
     body: ClientBody,
-    upgrade: Option<Offer>,
-    on_upgrade: OnUpgrade,
+    upgrade: Option<Asking>,
     record: &mut Record,
 ) -> Result<Response<ResponseBody>, Refused> {
     let worker = exchange.worker;
@@ -109,7 +105,7 @@ async fn send(
             addresses(worker, &name.key).await?
         }
     };
-    if let Some(offer) = upgrade {
+    if let Some(Asking { offer, on_upgrade, opened }) = upgrade {
         let ask = async |address| {
             record.tried(address, false);
             let request = Request::from_parts(parts.clone(), ());
@@ -129,6 +125,7 @@ async fn send(
                         let relayed = relay(io, TokioIo::new(upstream), bytes::Bytes::new(), idle).await;
                         passed(&worker, relayed.forth, relayed.back);
                     }
+                    drop(opened);
                 });
                 response.map(|()| ResponseBody::empty())
             }

@@ -26,7 +26,7 @@ use crate::{
     reason::Reason,
     relay::relay,
     store::Slot,
-    worker::Worker,
+    worker::{Opened, Worker},
 };
 
 /// A way to the application: through its sidecar, or straight.
@@ -64,6 +64,7 @@ pub async fn serve_silent<T: Socket + Send + 'static>(
     io: Rewind<T>,
     slot: Arc<Slot>,
     destination: &Arc<Destination>,
+    opened: Rc<Opened>,
 ) {
     let mut connected = match connect(&worker, destination).await {
         Ok(connected) => connected,
@@ -88,7 +89,7 @@ pub async fn serve_silent<T: Socket + Send + 'static>(
         Ok(Err(error)) => tracing::debug!(%error, "a silent connection ended"),
         Ok(Ok(found @ (Protocol::Http1 | Protocol::Http2))) => {
             drop(connected);
-            as_http(worker, io, found, Target::Fixed(slot)).await;
+            as_http(worker, io, found, Target::Fixed(slot), opened).await;
         }
         Ok(Ok(_)) => connected.copy(&worker, io).await,
     }

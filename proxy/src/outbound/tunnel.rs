@@ -30,7 +30,7 @@ use crate::{
     plain::{self, head::Listened},
     reason::Reason,
     relay::relay,
-    worker::Worker,
+    worker::{Opened, Worker},
 };
 
 /// The longest that an application may take to answer an upgrade, where no policy says less.
@@ -46,6 +46,7 @@ pub async fn connect(
     worker: &Rc<Worker>,
     parts: &request::Parts,
     on_upgrade: OnUpgrade,
+    opened: Rc<Opened>,
 ) -> Result<Response<ResponseBody>, Refused> {
     let authority =
         parts.uri.authority().ok_or_else(|| Refused::new(Reason::NoDestination, "CONNECT to nothing"))?;
@@ -64,9 +65,9 @@ pub async fn connect(
                     let (rest, io) = parts.io.into_inner().into_inner().into_parts();
                     io.limit_unread(None);
                     let early = bytes::Bytes::from([parts.read_buf, rest].concat());
-                    super::to_slot(worker, Rewind::new(early, io), slot).await;
+                    super::to_slot(worker, Rewind::new(early, io), slot, opened).await;
                 }
-                Err(io) => super::to_slot(worker, TokioIo::new(io), slot).await,
+                Err(io) => super::to_slot(worker, TokioIo::new(io), slot, opened).await,
             },
             Ok(Err(error)) => tracing::debug!(%error, "the client of a CONNECT is gone"),
             Err(_) => tracing::debug!("a CONNECT was not taken up"),
@@ -102,6 +103,16 @@ impl Answered {
     }
 }
 
+/// The client's side of an upgrade: what it offers, and its connection, which becomes what it asks for.
+pub struct Asking {
+    /// What it offers.
+    pub offer: Offer,
+    /// The connection, once its answer is written.
+    pub on_upgrade: OnUpgrade,
+    /// Counts it.
+    pub opened: Rc<Opened>,
+}
+
 /// An upgrade (WebSocket and others): the client is told 101 only once the application said so.
 ///
 /// # Errors
@@ -109,10 +120,10 @@ impl Answered {
 pub async fn upgrade(
     exchange: Exchange<'_>,
     mut parts: request::Parts,
-    offer: &Offer,
-    on_upgrade: OnUpgrade,
+    asking: Asking,
 ) -> Result<Response<ResponseBody>, Refused> {
     let Exchange { worker, destination, version, started } = exchange;
+    let Asking { offer, on_upgrade, opened } = asking;
     let (method, uri) = (parts.method.clone(), parts.uri.clone());
     let mut record = Record::new(worker, &destination.service, method, uri, version, started);
     let decision = match decide(destination, &mut parts) {
@@ -143,7 +154,7 @@ pub async fn upgrade(
             }
         };
     let idle = backend.policy.idle_timeout;
-    let answered = match answered.checked(offer) {
+    let answered = match answered.checked(&offer) {
         Ok(answered) => answered,
         Err(refused) => {
             record.refused(refused.reason);
@@ -165,7 +176,7 @@ pub async fn upgrade(
                     let copied = carrier::both_ways(io, tunnel, bytes::Bytes::new(), idle).await;
                     passed(&worker, copied.sent, copied.received);
                 }
-                drop(load);
+                drop((load, opened));
             });
             Ok(response.map(|()| ResponseBody::empty()))
         }
@@ -177,7 +188,7 @@ pub async fn upgrade(
                     let relayed = relay(io, upstream, bytes::Bytes::new(), idle).await;
                     passed(&worker, relayed.forth, relayed.back);
                 }
-                drop(load);
+                drop((load, opened));
             });
             Ok(response.map(|()| ResponseBody::empty()))
         }

@@ -330,6 +330,25 @@ async fn a_request_that_is_cancelled_is_cancelled_at_the_application() {
 }
 
 #[tokio::test]
+async fn a_connection_without_a_request_yet_does_not_hold_up_the_end() {
+    on_a_worker(async {
+        let world = World::new().await;
+        let application = world.application().await;
+        world.web.warm(&world.peer(Form::Http1, application.address.port()), CONNECT).await.unwrap();
+        let open = "heddle_connections_open{direction=\"inbound\",tls=\"true\"} ";
+        assert!(world.counted(&format!("{open}1")));
+        world.drain.terminating();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(world.counted(&format!("{open}1")), "its caller has not heard of it yet");
+        world.drain.leave();
+        while !world.counted(&format!("{open}0")) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_pod_that_is_terminating_says_goodbye_and_still_serves_what_comes() {
     on_a_worker(async {
         let world = World::new().await;

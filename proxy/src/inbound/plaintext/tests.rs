@@ -182,6 +182,66 @@ async fn a_client_that_was_silent_may_still_speak_http() {
 }
 
 #[tokio::test]
+async fn a_client_that_was_silent_says_nothing_once_policy_denies_it() {
+    on_a_worker(async {
+        for _ in 0..10 {
+            let world = World::new().await;
+            let mut application = world.application().await;
+            let mut client = world.plaintext(Some(application.address)).await;
+            let mut server = application.accept().await;
+            world.set(strict(AppProtocol::Detect));
+            client.write_all(b"SET x 1\r\n").await.unwrap();
+            assert_eq!(rest(&mut server).await.unwrap(), "");
+            assert!(rest(&mut client).await.is_err(), "a clean end instead of a reset");
+            assert!(world.counted(&refused("PlaintextRefused")));
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_client_that_sends_nothing_is_answered_by_a_server_that_speaks() {
+    on_a_worker(async {
+        let world = World::new().await;
+        let mut application = world.application().await;
+        // At once, and after it was taken to wait for the server.
+        for silent_first in [false, true] {
+            let mut client = world.plaintext(Some(application.address)).await;
+            let mut server = if silent_first {
+                let server = application.accept().await;
+                client.shutdown().await.unwrap();
+                server
+            } else {
+                client.shutdown().await.unwrap();
+                application.accept().await
+            };
+            assert_eq!(rest(&mut server).await.unwrap(), "", "its end is passed on");
+            server.write_all(b"hello").await.unwrap();
+            drop(server);
+            assert_eq!(rest(&mut client).await.unwrap(), "hello");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_client_that_has_asked_for_nothing_does_not_hold_up_the_end() {
+    on_a_worker(async {
+        let world = World::new().await;
+        let mut application = world.application().await;
+        world.set(permissive(AppProtocol::Http));
+        let mut redirected = world.plaintext(Some(application.address)).await;
+        let mut explicit = world.plaintext(None).await;
+        world.drain.leave();
+        for client in [&mut redirected, &mut explicit] {
+            assert_eq!(rest(client).await.unwrap(), "");
+        }
+        assert!(application.is_untouched());
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn what_the_port_declares_is_what_the_application_gets() {
     on_a_worker(async {
         let world = World::new().await;
@@ -219,6 +279,8 @@ async fn an_upgrade_is_passed_through() {
         client.write_all(b"ping").await.unwrap();
         let mut ping = [0; 4];
         server.read_exact(&mut ping).await.unwrap();
+        let open = "heddle_connections_open{direction=\"inbound\",tls=\"false\"} 1";
+        assert!(world.counted(open), "HTTP is over, the connection is not");
         drop(server);
         assert_eq!(rest(&mut client).await.unwrap(), "");
     })
