@@ -1,7 +1,7 @@
 //! One connection to a peer, as its caller holds it: counted streams on a shared `h2` handle.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::Cell,
     rc::{Rc, Weak},
     task::{Context, Poll, Waker},
 };
@@ -21,7 +21,7 @@ use super::{
 
 /// One connection. It lives as long as the pool or a stream holds it; the last to go makes `h2` send GOAWAY and close.
 pub(super) struct Connection {
-    sender: RefCell<SendRequest<Bytes>>,
+    sender: SendRequest<Bytes>,
     open: Cell<usize>,
     used: Cell<bool>,
     /// Takes no new streams any more.
@@ -43,7 +43,7 @@ pub(super) enum NotOpened {
 impl Connection {
     pub(super) fn new(sender: SendRequest<Bytes>, home: Weak<PeerPool>) -> Rc<Self> {
         Rc::new(Self {
-            sender: RefCell::new(sender),
+            sender,
             open: Cell::new(0),
             used: Cell::new(true),
             retired: Cell::new(false),
@@ -115,20 +115,19 @@ impl Slot {
         request: Request<()>,
         end_of_stream: bool,
     ) -> Result<(ResponseFuture, SendStream<Bytes>), NotOpened> {
-        let mut sender = self.connection.sender.borrow_mut();
-        let mut cx = Context::from_waker(Waker::noop());
-        let opened = match sender.poll_ready(&mut cx) {
-            Poll::Ready(Ok(())) => sender.send_request(request, end_of_stream),
-            // An earlier stream still waits for the peer's limit, since its own count ran behind ours. A handle of
-            // its own lets this one queue behind it.
-            Poll::Pending => sender.clone().send_request(request, end_of_stream),
+        // A handle of its own. One remembers the last stream that it opened, if that waits for the peer's limit (its count
+        // may run behind ours), and asking whether it is ready would take that stream's waker away: its body would never go.
+        // Streams of different handles queue behind each other.
+        let mut sender = self.connection.sender.clone();
+        match sender.poll_ready(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(Err(_)) => {
-                drop(sender);
                 self.connection.retire();
-                return Err(NotOpened::ConnectionGone(request));
+                Err(NotOpened::ConnectionGone(request))
             }
-        };
-        opened.map_err(NotOpened::Request)
+            Poll::Ready(Ok(())) | Poll::Pending => {
+                sender.send_request(request, end_of_stream).map_err(NotOpened::Request)
+            }
+        }
     }
 }
 

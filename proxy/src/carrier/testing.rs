@@ -24,7 +24,7 @@ use rustls_pki_types::PrivateKeyDer;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    sync::{mpsc, watch},
+    sync::{Semaphore, mpsc, watch},
     task::{LocalSet, spawn_local},
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
@@ -135,6 +135,27 @@ impl World {
             }
             tls.write_all(answer).await.unwrap();
             tls.shutdown().await.unwrap();
+        })
+        .await
+    }
+
+    /// A server that takes one stream at a time. It answers each with its body, once `go` lets it.
+    pub(super) async fn one_at_a_time(go: Rc<Semaphore>) -> Self {
+        Self::listening(Form::Http1, move |io, credentials, _| {
+            let go = Rc::clone(&go);
+            async move {
+                let tls = TlsAcceptor::from(credentials.server.clone()).accept(io).await.unwrap();
+                let mut streams =
+                    h2::server::Builder::new().max_concurrent_streams(1).handshake(tls).await.unwrap();
+                while let Some(Ok((request, to))) = streams.accept().await {
+                    let go = Rc::clone(&go);
+                    spawn_local(async move {
+                        go.acquire().await.unwrap().forget();
+                        let body = CarrierBody::of_request(request).into_body().collect().await.unwrap();
+                        let _gone = super::respond(to, Response::new(Full::new(body.to_bytes()))).await;
+                    });
+                }
+            }
         })
         .await
     }

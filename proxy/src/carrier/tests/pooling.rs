@@ -1,13 +1,14 @@
 //! Whom the pool calls, and with whom a connection is shared.
 
-use std::{cell::RefCell, net::Ipv4Addr, rc::Rc, sync::Arc};
+use std::{cell::RefCell, net::Ipv4Addr, rc::Rc, sync::Arc, time::Duration};
 
 use heddle_api::carrier::{Form, ServerName};
-use http::Response;
-use http_body_util::Full;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
 use tokio::{
     net::{TcpListener, TcpStream},
-    task::JoinSet,
+    sync::Semaphore,
+    task::{JoinSet, spawn_local},
 };
 
 use super::super::{
@@ -144,6 +145,34 @@ async fn a_server_name_that_names_no_port_is_refused() {
                 matches!(refused, AcceptError::ServerName(_) | AcceptError::NoServerName),
                 "{name}: {refused}"
             );
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn streams_beyond_the_peers_limit_wait_and_then_go_whole() {
+    on_a_worker(async {
+        let go = Rc::new(Semaphore::new(0));
+        let world = World::one_at_a_time(Rc::clone(&go)).await;
+        let post = |text: &'static str| {
+            let request = Request::post("/").header("host", "reviews:9080").body(Full::from(text)).unwrap();
+            let (pool, peer) = (Rc::clone(&world.pool), world.peer.clone());
+            async move {
+                let answer = pool.send(&peer, request, 5 * SECOND).await.unwrap();
+                answer.into_body().collect().await.unwrap().to_bytes()
+            }
+        };
+        let texts = ["first", "second", "third"];
+        let mut sent = Vec::new();
+        for text in texts {
+            sent.push(spawn_local(post(text)));
+            // Until it waits for what its body may take.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        go.add_permits(texts.len());
+        for (sent, text) in sent.into_iter().zip(texts) {
+            assert_eq!(sent.await.unwrap(), text);
         }
     })
     .await;
