@@ -76,6 +76,19 @@ impl<'a> Readings<'a> {
     }
 }
 
+/// How a path that a policy names may be spelled: as it is written, and with its escapes read as far as that leaves it
+/// the same path. An escaped slash stays escaped: servers that tell the two apart mean another path by it.
+#[must_use]
+pub fn spellings(path: &str) -> Vec<String> {
+    let mut all = vec![path.to_owned()];
+    for spelling in [decode_unreserved(path), decode_but_slashes(path)].into_iter().flatten() {
+        if !all.contains(&spelling) {
+            all.push(spelling);
+        }
+    }
+    all
+}
+
 /// What a server may do to a path, in the order in which servers do it. Each gives nothing where it changes nothing.
 const STEPS: [fn(&str) -> Option<String>; 12] = [
     without_authority,
@@ -298,6 +311,24 @@ mod tests {
         assert_eq!(readings("/a%zz/%4"), ["/a%zz/%4"]);
         assert_eq!(readings("/%ff"), ["/%ff", "/%FF"]);
         assert_eq!(readings("/caf%c3%a9"), ["/caf%c3%a9", "/caf%C3%A9", "/café"]);
+    }
+
+    #[test]
+    fn a_policys_path_is_spelled_in_each_way_that_is_the_same_path() {
+        for (path, others) in [
+            ("/a", &[][..]),
+            ("/a%2fb", &["/a%2Fb"]),
+            ("/a%40b", &["/a@b"]),
+            ("/%61%2fb", &["/a%2Fb"]),
+            ("/caf%c3%a9", &["/caf%C3%A9", "/café"]),
+            ("/half%4", &[]),
+        ] {
+            let found = spellings(path);
+            assert_eq!(
+                (found[0].as_str(), &found[1..]),
+                (path, others.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>().as_slice())
+            );
+        }
     }
 
     #[test]

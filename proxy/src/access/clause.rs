@@ -7,7 +7,10 @@ use http::Method;
 use ipnet::IpNet;
 
 use super::Caller;
-use crate::config::convert::{ConvertError, each};
+use crate::{
+    config::convert::{ConvertError, each},
+    path::spellings,
+};
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug)]
@@ -44,11 +47,12 @@ struct Operation {
     paths: Vec<PathPattern>,
 }
 
+/// Each in all its [spellings](crate::path::spellings), so that no other one passes a Deny.
 #[derive(Debug)]
 enum PathPattern {
-    Exact(String),
+    Exact(Vec<String>),
     /// Written with `*` at the end.
-    Prefix(String),
+    Prefix(Vec<String>),
 }
 
 impl Clause {
@@ -145,13 +149,14 @@ impl PathPattern {
                 format!("{text:?} does not begin with / and would match nothing"),
             ));
         }
-        Ok(if prefix { Self::Prefix(path.to_owned()) } else { Self::Exact(path.to_owned()) })
+        let spellings = spellings(path);
+        Ok(if prefix { Self::Prefix(spellings) } else { Self::Exact(spellings) })
     }
 
     fn matches(&self, path: &str) -> bool {
         match self {
-            Self::Exact(exact) => path == exact,
-            Self::Prefix(prefix) => path.starts_with(prefix.as_str()),
+            Self::Exact(spellings) => spellings.iter().any(|exact| path == exact),
+            Self::Prefix(spellings) => spellings.iter().any(|prefix| path.starts_with(prefix.as_str())),
         }
     }
 }

@@ -304,6 +304,31 @@ fn a_path_is_allowed_only_if_every_reading_is() {
 }
 
 #[test]
+fn a_policys_path_may_be_written_in_escapes() {
+    for (pattern, path) in [
+        ("/group%2fsecret", "/group%2Fsecret"),
+        ("/group%2Fsecret", "/group%2fsecret"),
+        ("/group%2fsecret*", "/group%2Fsecret/issues"),
+        ("/a%40b", "/a@b"),
+        ("/a@b", "/a%40b"),
+        ("/caf%c3%a9", "/caf%C3%A9"),
+        ("/caf%C3%A9/*", "/café/menu"),
+        ("/café", "/caf%C3%A9"),
+    ] {
+        let rules = rules(&[deny(vec![clause(vec![], vec![operation(&[], &[pattern])])])]);
+        assert!(!allowed(&rules, "shop/web", "GET", path), "Deny {pattern}, {path}");
+        assert!(allowed(&rules, "shop/web", "GET", "/group/other"), "Deny {pattern}");
+    }
+    // An escaped slash may be read as a slash, which this names not.
+    for (pattern, path, may) in
+        [("/caf%c3%a9", "/café", true), ("/caf%c3%a9", "/caf%C3%A9", true), ("/a%2fb", "/a%2Fb", false)]
+    {
+        let rules = rules(&[allow(vec![clause(vec![], vec![operation(&[], &[pattern])])])]);
+        assert_eq!(allowed(&rules, "shop/web", "GET", path), may, "Allow {pattern}, {path}");
+    }
+}
+
+#[test]
 fn a_path_with_more_readings_than_are_counted_matches_every_deny_and_no_allow() {
     let path = format!("/public/{}", "//h\\x/;a/.%2f%5c%00;b%252f%252e//%2e/./;/%25%32%66/".repeat(4));
     let by_path = |pattern| vec![clause(vec![], vec![operation(&[], &[pattern])])];
