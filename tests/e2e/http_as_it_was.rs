@@ -325,6 +325,23 @@ async fn a_client_that_left_before_its_answer_is_not_counted_as_served() {
     assert_eq!(count(&served).await, before);
 }
 
+/// `reviews.` is the root's, whatever Service is called so.
+#[tokio::test]
+async fn a_name_that_ends_in_a_dot_is_left_to_dns() {
+    let shop = shop::open(1).await;
+    let asked = shop.reviews[0].app().requests();
+    let mut request = Raw::connect(shop.web.outbound()).await.unwrap();
+    request.send("GET / HTTP/1.1\r\nHost: reviews.:9080\r\n\r\n").await.unwrap();
+    let head = request.read_until("\r\n\r\n").await.unwrap();
+    assert!(head.to_lowercase().contains("heddle-reason: unknownhost"), "{head}");
+    let mut tunnel = Raw::connect(shop.web.outbound()).await.unwrap();
+    tunnel.send("CONNECT reviews.:9080 HTTP/1.1\r\nHost: reviews.:9080\r\n\r\n").await.unwrap();
+    assert!(tunnel.read_until("\r\n\r\n").await.unwrap().starts_with("HTTP/1.1 200"));
+    let _refused_already = tunnel.send(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).await;
+    assert!(tunnel.read_to_end().await.is_err(), "a clean end instead of a reset");
+    assert_eq!(shop.reviews[0].app().requests(), asked);
+}
+
 #[tokio::test]
 async fn a_service_without_endpoints_is_named() {
     let shop = shop::open(1).await;

@@ -15,6 +15,7 @@ use super::{
     body::ResponseBody,
     exchange::{Exchange, Routed, decide},
     http::{Refused, lookup},
+    passthrough,
     record::Record,
     send::peer,
     target::Name,
@@ -30,6 +31,7 @@ use crate::{
     plain::{self, head::Listened},
     reason::Reason,
     relay::relay,
+    store::Slot,
     worker::{Opened, Worker},
 };
 
@@ -55,7 +57,11 @@ pub async fn connect(
         return Err(Refused::new(Reason::OwnPort, format!("{} is the sidecar itself", name.key)));
     }
     // Before the client is told yes.
-    let slot = lookup(worker, &name.key).await?;
+    let place = if name.dns_only {
+        Place::Outside(name.key.into_owned())
+    } else {
+        Place::Known(lookup(worker, &name.key).await?)
+    };
     let worker = Rc::clone(worker);
     let serving: std::pin::Pin<Box<dyn Future<Output = ()>>> = Box::pin(async move {
         match timeout(HANDOVER_TIMEOUT, on_upgrade).await {
@@ -65,9 +71,9 @@ pub async fn connect(
                     let (rest, io) = parts.io.into_inner().into_inner().into_parts();
                     io.limit_unread(None);
                     let early = bytes::Bytes::from([parts.read_buf, rest].concat());
-                    super::to_slot(worker, Rewind::new(early, io), slot, opened).await;
+                    place.serve(worker, Rewind::new(early, io), opened).await;
                 }
-                Err(io) => super::to_slot(worker, TokioIo::new(io), slot, opened).await,
+                Err(io) => place.serve(worker, TokioIo::new(io), opened).await,
             },
             Ok(Err(error)) => tracing::debug!(%error, "the client of a CONNECT is gone"),
             Err(_) => tracing::debug!("a CONNECT was not taken up"),
@@ -75,6 +81,23 @@ pub async fn connect(
     });
     tokio::task::spawn_local(serving);
     Ok(Response::new(ResponseBody::empty()))
+}
+
+/// Where a CONNECT leads.
+enum Place {
+    /// What discovery says of it.
+    Known(Arc<Slot>),
+    /// Where DNS says that this name is, whatever the mesh calls so.
+    Outside(String),
+}
+
+impl Place {
+    async fn serve<T: Socket + Send + 'static>(self, worker: Rc<Worker>, io: T, opened: Rc<Opened>) {
+        match self {
+            Self::Known(slot) => super::to_slot(worker, io, slot, opened).await,
+            Self::Outside(name) => passthrough::bytes(&worker, io, &name).await,
+        }
+    }
 }
 
 /// What came of an upgrade at its endpoint.
