@@ -325,6 +325,20 @@ async fn a_client_that_left_before_its_answer_is_not_counted_as_served() {
     assert_eq!(count(&served).await, before);
 }
 
+/// What HTTP/2 does not take would end the stream, and pass for the endpoint's failure.
+#[tokio::test]
+async fn trailers_that_concern_a_connection_end_at_it() {
+    let shop = shop::open(1).await;
+    let mut client = Raw::connect(shop.web.outbound()).await.unwrap();
+    for n in 0..6 {
+        let head = format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nTransfer-Encoding: chunked\r\n\r\n");
+        client.send(format!("{head}2\r\nhi\r\n0\r\nKeep-Alive: x\r\nX-A: b\r\n\r\n")).await.unwrap();
+        let (status, head, _) = client.read_response().await.unwrap();
+        assert_eq!(status, 200, "request {n}: {head}");
+    }
+    assert!(shop.web.ejected().await.unwrap().is_empty());
+}
+
 /// `reviews.` is the root's, whatever Service is called so.
 #[tokio::test]
 async fn a_name_that_ends_in_a_dot_is_left_to_dns() {

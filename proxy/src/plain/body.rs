@@ -69,8 +69,8 @@ impl Body for SendBody {
     }
 }
 
-/// The body of an answer, without what in its trailers could pass for the mesh's own word. It holds its connection until its end, and gives it back then; dropped before that, it
-/// closes an HTTP/1 connection and resets an HTTP/2 stream.
+/// The body of an answer, its trailers in the form that holds inside the sidecar. It holds its connection until its end,
+/// and gives it back then; dropped before that, it closes an HTTP/1 connection and resets an HTTP/2 stream.
 pub struct PlainBody {
     incoming: Incoming,
     lease: Option<Lease>,
@@ -114,7 +114,7 @@ impl Body for PlainBody {
         if let Poll::Ready(Some(Ok(frame))) = &mut polled
             && let Some(trailers) = frame.trailers_mut()
         {
-            edge::remove_words(trailers);
+            edge::trailers(trailers);
         }
         match &polled {
             Poll::Ready(None) => self.release(),

@@ -204,8 +204,17 @@ pub fn switching(parts: &mut response::Parts, limit: usize, offered: &HeaderValu
     Ok(())
 }
 
+/// Brings a message's trailers into the form that holds inside the sidecar: what concerns one connection, frames the
+/// message or says where it goes has no place there (RFC 9110, 6.5.1), and HTTP/2 would end the stream for it.
+pub(super) fn trailers(fields: &mut HeaderMap) {
+    remove_words(fields);
+    for name in CONNECTION_FIELDS.iter().chain(&[header::CONTENT_LENGTH, header::HOST]) {
+        fields.remove(name);
+    }
+}
+
 /// These words are the mesh's alone, in headers and in trailers.
-pub(super) fn remove_words(headers: &mut HeaderMap) {
+fn remove_words(headers: &mut HeaderMap) {
     for word in &WORDS {
         headers.remove(word);
     }

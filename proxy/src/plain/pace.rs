@@ -71,7 +71,7 @@ impl Pace {
     }
 }
 
-/// A body that says when it stalls.
+/// The body of a request: it says when it stalls, and its trailers have the form that holds inside the sidecar.
 #[derive(Debug)]
 pub struct Paced<B> {
     body: B,
@@ -131,7 +131,12 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Paced<B> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         let this = self.get_mut();
-        let polled = Pin::new(&mut this.body).poll_frame(cx);
+        let mut polled = Pin::new(&mut this.body).poll_frame(cx);
+        if let Poll::Ready(Some(Ok(frame))) = &mut polled
+            && let Some(trailers) = frame.trailers_mut()
+        {
+            edge::trailers(trailers);
+        }
         if let Some(watch) = &mut this.watch {
             if watch.pace.over.get() {
                 this.watch = None;

@@ -270,6 +270,26 @@ async fn what_is_idle_for_long_is_closed() {
 }
 
 #[tokio::test]
+async fn an_answers_trailers_lose_what_concerns_a_connection() {
+    LocalSet::new().run_until(async {
+        let (listener, address) = listener().await;
+        spawn_local(async move {
+            let (mut io, _) = listener.accept().await.unwrap();
+            head(&mut io).await.unwrap();
+            let answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: x-a\r\n\r\n\
+                2\r\nok\r\n0\r\nX-A: b\r\nKeep-Alive: x\r\nConnection: close\r\nHeddle-Reason: NoEndpoints\r\n\r\n";
+            io.write_all(answer).await.unwrap();
+        });
+        let pool = PlainPool::new(65_536);
+        let answer = pool.send(address, PlainVersion::Http1, get("/"), CONNECT).await.unwrap();
+        let body = answer.into_body().collect().await.unwrap();
+        let trailers = body.trailers().unwrap();
+        assert_eq!((trailers.len(), &trailers["x-a"]), (1, &HeaderValue::from_static("b")));
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn an_answer_with_both_lengths_is_read_by_its_chunks_and_ends_its_connection() {
     LocalSet::new()
         .run_until(async {
