@@ -96,7 +96,7 @@ impl Http2Pool {
         if let Some(stream) = entry.free() {
             return Ok(stream);
         }
-        let io = dial::connect(address, deadline.saturating_duration_since(Instant::now())).await?;
+        let io = dial::for_requests(address, deadline.saturating_duration_since(Instant::now())).await?;
         let (io, turns) = Batched::new(io, Habits::default());
         let io = TokioIo::new(Metered::new(io, Side::Client));
         // hyper polls the connection in a task that it spawns.

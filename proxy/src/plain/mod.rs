@@ -177,7 +177,7 @@ impl PlainPool {
         }
         // On the heap: seldom, and no reason for every request's task to be larger.
         let fresh = Box::pin(async move {
-            let io = dial::connect(address, connect_timeout).await?;
+            let io = dial::for_requests(address, connect_timeout).await?;
             let mut connection = http1::open(address, io).await?;
             let body = body.on(&connection);
             let answer = connection.sender.send_request(Request::from_parts(parts, body)).await;
