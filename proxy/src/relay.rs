@@ -25,9 +25,16 @@ pub struct Relayed {
 }
 
 /// Relays until both sides have ended, one breaks off, or no byte has passed for `idle`; then both are reset.
-/// `early` was already read from the first and goes ahead.
-pub async fn relay<A: Socket, B: Socket>(first: A, second: B, early: Bytes, idle: Duration) -> Relayed {
-    relay_until(first, second, early, idle, std::future::pending()).await
+/// `early` was already read from the first and goes ahead. `count` hears of the bytes as they pass: those from the first to
+/// the second, and those back.
+pub async fn relay<A: Socket, B: Socket>(
+    first: A,
+    second: B,
+    early: Bytes,
+    idle: Duration,
+    count: impl Fn(u64, u64),
+) -> Relayed {
+    relay_until(first, second, early, idle, count, std::future::pending()).await
 }
 
 /// The same, but no longer than until `stop` is through; then both are reset.
@@ -36,18 +43,31 @@ pub async fn relay_until<A: Socket, B: Socket>(
     mut second: B,
     early: Bytes,
     idle: Duration,
+    count: impl Fn(u64, u64),
     stop: impl Future<Output = ()>,
 ) -> Relayed {
     let (forth, back, last) = (Cell::new(0), Cell::new(0), Cell::new(Instant::now()));
+    let passed = |sum: &Cell<u64>, bytes: usize| {
+        sum.set(sum.get() + bytes as u64);
+        last.set(Instant::now());
+    };
+    let went = |bytes: usize| {
+        passed(&forth, bytes);
+        count(bytes as u64, 0);
+    };
+    let came = |bytes: usize| {
+        passed(&back, bytes);
+        count(0, bytes as u64);
+    };
     let outcome = {
         let (mut from_first, mut to_first) = split(&mut first);
         let (mut from_second, mut to_second) = split(&mut second);
         let there = async {
             to_second.write_all(&early).await?;
-            forth.set(early.len() as u64);
-            pass(&mut from_first, &mut to_second, &forth, &last).await
+            went(early.len());
+            pass(&mut from_first, &mut to_second, went).await
         };
-        let both = async { tokio::try_join!(there, pass(&mut from_second, &mut to_first, &back, &last)) };
+        let both = async { tokio::try_join!(there, pass(&mut from_second, &mut to_first, came)) };
         tokio::select! {
             biased;
             // First, so that no byte passes that may not.
@@ -66,8 +86,7 @@ pub async fn relay_until<A: Socket, B: Socket>(
 async fn pass<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
     from: &mut R,
     to: &mut W,
-    count: &Cell<u64>,
-    last: &Cell<Instant>,
+    passed: impl Fn(usize),
 ) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER];
     loop {
@@ -77,8 +96,7 @@ async fn pass<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
             return to.shutdown().await;
         }
         to.write_all(&buffer[..n]).await?;
-        count.set(count.get() + n as u64);
-        last.set(Instant::now());
+        passed(n);
     }
 }
 
@@ -107,7 +125,9 @@ mod tests {
     #[tokio::test]
     async fn one_side_may_end_while_the_other_goes_on() {
         let ((mut client, near), (far, mut server)) = (pair().await, pair().await);
-        let relaying = relay(near, far, Bytes::from_static(b"early "), Duration::from_secs(60));
+        let counted = Cell::new((0, 0));
+        let count = |there, back| counted.set((counted.get().0 + there, counted.get().1 + back));
+        let relaying = relay(near, far, Bytes::from_static(b"early "), Duration::from_secs(60), count);
         let ends = async {
             client.write_all(b"question").await.unwrap();
             client.shutdown().await.unwrap();
@@ -122,12 +142,13 @@ mod tests {
         let (relayed, said) = tokio::join!(relaying, ends);
         assert_eq!(said, ("early question".to_owned(), "answer".to_owned()));
         assert_eq!(relayed, Relayed { forth: 14, back: 6 });
+        assert_eq!(counted.get(), (14, 6));
     }
 
     #[tokio::test]
     async fn a_reset_is_passed_on_as_a_reset() {
         let ((client, near), (far, mut server)) = (pair().await, pair().await);
-        let relaying = relay(near, far, Bytes::new(), Duration::from_secs(60));
+        let relaying = relay(near, far, Bytes::new(), Duration::from_secs(60), |_, _| {});
         let ends = async {
             client.abort();
             server.read(&mut [0; 8]).await.unwrap_err().kind()
@@ -139,7 +160,7 @@ mod tests {
     #[tokio::test]
     async fn a_connection_at_rest_is_reset() {
         let ((mut client, near), (far, _server)) = (pair().await, pair().await);
-        relay(near, far, Bytes::new(), Duration::from_millis(20)).await;
+        relay(near, far, Bytes::new(), Duration::from_millis(20), |_, _| {}).await;
         assert!(client.read(&mut [0; 8]).await.is_err());
     }
 }

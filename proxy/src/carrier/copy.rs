@@ -121,9 +121,16 @@ pub struct Copied {
 }
 
 /// Copies until both sides have ended, one has broken off, or nothing has moved for `idle` (looked at every ten
-/// seconds, or more often when it is shorter). `early` was already read from the socket and goes first.
-pub async fn both_ways<S: Socket>(socket: S, tunnel: Tunnel, early: Bytes, idle: Duration) -> Copied {
-    both_ways_until(socket, tunnel, early, idle, std::future::pending()).await
+/// seconds, or more often when it is shorter). `early` was already read from the socket and goes first. `count` hears of
+/// the bytes as they pass: those into the tunnel, and those out of it.
+pub async fn both_ways<S: Socket>(
+    socket: S,
+    tunnel: Tunnel,
+    early: Bytes,
+    idle: Duration,
+    count: impl Fn(u64, u64),
+) -> Copied {
+    both_ways_until(socket, tunnel, early, idle, count, std::future::pending()).await
 }
 
 /// The same, but no longer than until `stop` is through.
@@ -132,6 +139,7 @@ pub async fn both_ways_until<S: Socket>(
     tunnel: Tunnel,
     early: Bytes,
     idle: Duration,
+    count: impl Fn(u64, u64),
     stop: impl Future<Output = ()>,
 ) -> Copied {
     let mut stop = pin!(stop);
@@ -150,7 +158,14 @@ pub async fn both_ways_until<S: Socket>(
             if stop.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(End::Stopped);
             }
-            if let Poll::Ready(end) = copy.poll(&mut socket, cx) {
+            let (up, down) = (copy.up.bytes, copy.down.bytes);
+            let polled = copy.poll(&mut socket, cx);
+            let (up, down) = (copy.up.bytes - up, copy.down.bytes - down);
+            if up + down > 0 {
+                copy.moved = true;
+                count(up, down);
+            }
+            if let Poll::Ready(end) = polled {
                 return Poll::Ready(end);
             }
             ready!(alarm.as_mut().poll(cx));
@@ -187,10 +202,8 @@ struct Copy {
 
 impl Copy {
     fn poll<S: Socket>(&mut self, socket: &mut S, cx: &mut Context<'_>) -> Poll<End> {
-        let before = self.up.bytes + self.down.bytes;
         let up = self.up.poll(&mut self.tunnel, socket, cx);
         let down = self.down.poll(&mut self.tunnel, socket, cx);
-        self.moved |= self.up.bytes + self.down.bytes != before;
         match (up, down) {
             (Poll::Ready(Err(end)), _) | (_, Poll::Ready(Err(end))) => Poll::Ready(end),
             (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(End::Finished),

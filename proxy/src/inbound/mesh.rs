@@ -249,11 +249,13 @@ impl Connection {
         let stop = async {
             revoked = Some(self.door.revoked(|| permitted.still(&self.door)).await);
         };
-        let Copied { sent, received, .. } =
-            carrier::both_ways_until(io, tunnel, Bytes::new(), TCP_IDLE, stop).await;
         let metrics = &self.door.worker.metrics;
-        metrics.tcp_bytes(Direction::Inbound, Flow::ToServer, received);
-        metrics.tcp_bytes(Direction::Inbound, Flow::ToClient, sent);
+        let count = |to_client, to_server| {
+            metrics.tcp_bytes(Direction::Inbound, Flow::ToServer, to_server);
+            metrics.tcp_bytes(Direction::Inbound, Flow::ToClient, to_client);
+        };
+        let Copied { sent, received, .. } =
+            carrier::both_ways_until(io, tunnel, Bytes::new(), TCP_IDLE, count, stop).await;
         if let Some(refused) = revoked {
             record::refused(&self.door, Some(application), refused.reason, &refused.sentence);
         }

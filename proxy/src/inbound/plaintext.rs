@@ -222,13 +222,15 @@ async fn pass_while<C: Socket, S: Socket>(
     let stop = async {
         revoked = Some(door.revoked(|| permitted.still(door)).await);
     };
-    let bytes = relay_until(client, server, early, TCP_IDLE, stop).await;
+    let metrics = &door.worker.metrics;
+    let count = |to_server, to_client| {
+        metrics.tcp_bytes(Direction::Inbound, Flow::ToServer, to_server);
+        metrics.tcp_bytes(Direction::Inbound, Flow::ToClient, to_client);
+    };
+    let bytes = relay_until(client, server, early, TCP_IDLE, count, stop).await;
     if let Some(refused) = revoked {
         record::refused(door, Some(application), refused.reason, &refused.sentence);
     }
-    let metrics = &door.worker.metrics;
-    metrics.tcp_bytes(Direction::Inbound, Flow::ToServer, bytes.forth);
-    metrics.tcp_bytes(Direction::Inbound, Flow::ToClient, bytes.back);
     record::connection(door, application, started, (bytes.forth, bytes.back));
 }
 

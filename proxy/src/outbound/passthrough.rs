@@ -47,8 +47,7 @@ pub async fn bytes<T: Socket>(worker: &Rc<Worker>, io: T, name: &str) {
     match connect(worker, name).await {
         Ok(upstream) => {
             let idle = Policy::default().idle_timeout;
-            let relayed = relay(io, upstream, bytes::Bytes::new(), idle).await;
-            passed(worker, relayed.forth, relayed.back);
+            relay(io, upstream, bytes::Bytes::new(), idle, passed(worker)).await;
         }
         Err(refused) => refuse(worker, io, refused.reason, &refused.sentence),
     }
@@ -122,8 +121,8 @@ async fn send(
                 tokio::task::spawn_local(async move {
                     if let Some(io) = handed_over(on_upgrade).await {
                         let idle = Policy::default().idle_timeout;
-                        let relayed = relay(io, TokioIo::new(upstream), bytes::Bytes::new(), idle).await;
-                        passed(&worker, relayed.forth, relayed.back);
+                        let upstream = TokioIo::new(upstream);
+                        relay(io, upstream, bytes::Bytes::new(), idle, passed(&worker)).await;
                     }
                     drop(opened);
                 });

@@ -115,17 +115,14 @@ impl Connected {
 
     async fn copy<T: Socket>(self, worker: &Worker, io: Rewind<T>) {
         let (early, io) = io.into_parts();
-        let (up, down) = match self.upstream {
+        match self.upstream {
             Upstream::Tunnel(tunnel) => {
-                let copied = carrier::both_ways(io, tunnel, early, self.idle).await;
-                (copied.sent, copied.received)
+                carrier::both_ways(io, tunnel, early, self.idle, passed(worker)).await;
             }
             Upstream::Plain(upstream) => {
-                let relayed = relay(io, upstream, early, self.idle).await;
-                (relayed.forth, relayed.back)
+                relay(io, upstream, early, self.idle, passed(worker)).await;
             }
-        };
-        passed(worker, up, down);
+        }
     }
 }
 

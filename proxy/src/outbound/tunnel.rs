@@ -196,8 +196,7 @@ pub async fn upgrade(
             let worker = Rc::clone(worker);
             tokio::task::spawn_local(async move {
                 if let Some(io) = handed_over(on_upgrade).await {
-                    let copied = carrier::both_ways(io, tunnel, bytes::Bytes::new(), idle).await;
-                    passed(&worker, copied.sent, copied.received);
+                    carrier::both_ways(io, tunnel, bytes::Bytes::new(), idle, passed(&worker)).await;
                 }
                 drop((load, opened));
             });
@@ -208,8 +207,7 @@ pub async fn upgrade(
             let worker = Rc::clone(worker);
             tokio::task::spawn_local(async move {
                 if let Some(io) = handed_over(on_upgrade).await {
-                    let relayed = relay(io, upstream, bytes::Bytes::new(), idle).await;
-                    passed(&worker, relayed.forth, relayed.back);
+                    relay(io, upstream, bytes::Bytes::new(), idle, passed(&worker)).await;
                 }
                 drop((load, opened));
             });
@@ -255,10 +253,12 @@ async fn attempts(
     }
 }
 
-/// Counts what passed between a client and its server.
-pub fn passed(worker: &Worker, up: u64, down: u64) {
-    worker.metrics.tcp_bytes(Direction::Outbound, Flow::ToServer, up);
-    worker.metrics.tcp_bytes(Direction::Outbound, Flow::ToClient, down);
+/// Counts what passes between a client and its server.
+pub fn passed(worker: &Worker) -> impl Fn(u64, u64) {
+    |up, down| {
+        worker.metrics.tcp_bytes(Direction::Outbound, Flow::ToServer, up);
+        worker.metrics.tcp_bytes(Direction::Outbound, Flow::ToClient, down);
+    }
 }
 
 /// The client's connection, once its 101 is written.

@@ -43,7 +43,7 @@ async fn line(early: &'static [u8], idle: Duration) -> Line {
         let (near, done) = (near.take().unwrap(), Rc::clone(&done));
         async move {
             let tunnel = Tunnel::accept(request, to, Response::new(())).unwrap();
-            let copied = both_ways(near, tunnel, Bytes::new(), idle).await;
+            let copied = both_ways(near, tunnel, Bytes::new(), idle, |_, _| {}).await;
             done.replace(Some(copied));
         }
     })
@@ -51,7 +51,7 @@ async fn line(early: &'static [u8], idle: Duration) -> Line {
     let tunnel = world.pool.tunnel(&world.peer, SECOND).await.unwrap();
     let done = Rc::clone(&outbound);
     spawn_local(async move {
-        let copied = both_ways(accepted, tunnel, Bytes::from_static(early), idle).await;
+        let copied = both_ways(accepted, tunnel, Bytes::from_static(early), idle, |_, _| {}).await;
         done.replace(Some(copied));
     });
     Line { client, application, outbound, inbound, _world: world }

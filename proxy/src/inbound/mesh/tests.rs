@@ -145,7 +145,7 @@ async fn a_tunnel_carries_bytes_with_half_close() {
         let peer = world.peer(Form::Tcp, application.address.port());
         let tunnel = world.web.tunnel(&peer, CONNECT).await.unwrap();
         let (near, mut client) = sockets().await;
-        spawn_local(carrier::both_ways(near, tunnel, Bytes::new(), TCP_IDLE));
+        spawn_local(carrier::both_ways(near, tunnel, Bytes::new(), TCP_IDLE, |_, _| {}));
         let mut server = application.accept().await;
         client.write_all(b"question").await.unwrap();
         client.shutdown().await.unwrap();
@@ -186,7 +186,7 @@ async fn a_tunnel_that_is_open_is_reset_when_policy_denies_it_and_not_when_polic
         let peer = world.peer(Form::Tcp, application.address.port());
         let tunnel = world.web.tunnel(&peer, CONNECT).await.unwrap();
         let (near, mut client) = sockets().await;
-        spawn_local(carrier::both_ways(near, tunnel, Bytes::new(), TCP_IDLE));
+        spawn_local(carrier::both_ways(near, tunnel, Bytes::new(), TCP_IDLE, |_, _| {}));
         let mut server = application.accept().await;
         for rules in [
             guarded(AccessAction::Allow, Some("shop/web"), None),
@@ -247,7 +247,7 @@ async fn an_upgrade_is_confirmed_when_the_application_confirms_it_and_only_then(
         let Upgraded::Switched(answer, tunnel) = answer.unwrap() else { panic!("declined") };
         assert_eq!(answer.headers()["sec-websocket-accept"], "a");
         let (near, mut client) = sockets().await;
-        spawn_local(carrier::both_ways(near, tunnel, Bytes::new(), TCP_IDLE));
+        spawn_local(carrier::both_ways(near, tunnel, Bytes::new(), TCP_IDLE, |_, _| {}));
         client.write_all(b"ping").await.unwrap();
         let mut ping = [0; 4];
         server.read_exact(&mut ping).await.unwrap();
