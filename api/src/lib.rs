@@ -1,10 +1,11 @@
-//! What the parts of Heddle agree on: the wire protocol, the custom resource types, SPIFFE names. No I/O.
+//! What the parts of Heddle agree on: the wire protocol, the custom resource types, SPIFFE names, log levels. No I/O.
 //!
 //! Only this crate knows how a message is laid out on the wire or a policy in YAML. With the feature
 //! `resources` off (as the sidecar has it) nothing of Kubernetes is compiled.
 
 pub mod carrier;
 pub mod identity;
+pub mod log;
 pub mod probe;
 #[cfg(feature = "resources")]
 pub mod resources;

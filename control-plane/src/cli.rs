@@ -13,11 +13,11 @@ use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use heddle_api::{
     identity::SpiffeId,
+    log,
     resources::{AccessPolicy, MeshPolicy, TrafficPolicy},
 };
 use k8s_openapi::api::core::v1::ResourceRequirements;
 use kube::CustomResourceExt as _;
-use tracing_subscriber::EnvFilter;
 
 use crate::{
     ca::{self, files},
@@ -73,7 +73,7 @@ struct RunArgs {
     root_adopt_after: Duration,
     #[command(flatten)]
     injection: InjectionArgs,
-    /// What is logged: error, warn, info, debug, trace, or a list of target=level.
+    /// What is logged: off, error, warn, info, debug, trace, or a list of target=level.
     #[arg(long, env = "HEDDLE_LOG", value_name = "FILTER", default_value = "info", value_parser = log_filter)]
     log: String,
 }
@@ -185,7 +185,7 @@ impl Command {
 impl RunArgs {
     fn perform(self) -> anyhow::Result<()> {
         tracing_subscriber::fmt()
-            .with_env_filter(EnvFilter::new(&self.log))
+            .with_env_filter(log::filter(&self.log)?)
             .with_writer(std::io::stderr)
             .init();
         let options = run::Options {
@@ -283,7 +283,7 @@ fn trust_domain(text: &str) -> Result<String, String> {
 }
 
 fn log_filter(text: &str) -> Result<String, String> {
-    EnvFilter::try_new(text).map_err(|error| error.to_string())?;
+    log::filter(text).map_err(|error| error.to_string())?;
     Ok(text.to_owned())
 }
 
@@ -360,6 +360,15 @@ mod tests {
         ] {
             let error = inject::settings::resources(text).unwrap_err();
             assert!(error.contains(word), "{text}: {error}");
+        }
+        for flag in ["--log", "--sidecar-log"] {
+            let run = |level| Cli::try_parse_from(["heddle-control-plane", "run", flag, level]);
+            for level in ["warning", "info,", "", "heddle_proxy=loud"] {
+                let error = run(level).unwrap_err().to_string();
+                assert!(error.contains(flag), "{error}");
+            }
+            assert!(run("warning").unwrap_err().to_string().contains("(off, error, warn"));
+            assert!(run("info,heddle_proxy::carrier=debug").is_ok());
         }
         let resources = inject::settings::resources(r#"{"requests": {"cpu": "100m"}}"#).unwrap();
         assert_eq!(resources.requests.unwrap()["cpu"].0, "100m");

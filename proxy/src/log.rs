@@ -10,11 +10,12 @@ pub mod lines;
 use std::io;
 use std::time::Duration;
 
+use heddle_api::log::BadLevel;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 pub use self::access::{AccessLogger, Entry};
-pub use self::level::{BadLevel, LogLevel};
+pub use self::level::LogLevel;
 use self::lines::Lines;
 
 /// How long the end of the process waits for lines that are still queued.
@@ -45,7 +46,7 @@ pub struct Logs {
 }
 
 impl Logs {
-    /// Begins logging for the whole process, at this level (see [`level`] for how it is written). Hold the guard until
+    /// Begins logging for the whole process, at this level (see [`heddle_api::log`] for how it is written). Hold the guard until
     /// the process ends.
     ///
     /// # Errors

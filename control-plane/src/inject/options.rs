@@ -3,12 +3,12 @@
 
 use std::{collections::BTreeMap, str::FromStr};
 
+use heddle_api::log;
 use ipnet::IpNet;
 use k8s_openapi::{
     api::core::v1::ResourceRequirements,
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta},
 };
-use tracing_subscriber::EnvFilter;
 
 use super::{INJECT, Refusal, Settings, settings::is_quantity};
 
@@ -77,7 +77,7 @@ impl Options {
                 self.redirect.extend([flag("--exclude-outbound-cidrs", &list(value, cidr)?)]);
             }
             LOG_LEVEL => {
-                EnvFilter::try_new(value).map_err(|error| format!("{value:?}: {error}"))?;
+                log::filter(value).map_err(|error| error.to_string())?;
                 self.flag("--log-level", value);
             }
             WORKERS => match value.parse::<u16>() {
