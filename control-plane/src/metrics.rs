@@ -45,7 +45,7 @@ pub enum Refused {
     TooManySubscriptions,
     /// More connections than a pod may have.
     TooManyConnections,
-    /// More connections without a client certificate than one address, or all together, may have.
+    /// More connections without a client certificate than one address, or all together, may have; of the webhook too.
     TooManyUnidentified,
     /// A fault of the control plane.
     Internal,

@@ -139,7 +139,7 @@ pub async fn start_in_cluster(
     let client = cluster.client.clone();
     let (lease, mut tasks) =
         cluster.spawn(root, Arc::clone(&authority), Arc::clone(&ledger), hub, metrics, stop.clone());
-    let webhook = opened.spawn(client, authority, ledger, stop.clone(), &mut tasks);
+    let webhook = opened.spawn(client, authority, ledger, Arc::clone(metrics), stop.clone(), &mut tasks);
     tracing::info!(address = %webhook_address, "the injector's webhook started");
     let cluster = Some(InCluster { lease, webhook, webhook_address, grace });
     Ok(Running { cluster, ..prepared.start(options, source, rx, tasks, &namespace) })

@@ -28,6 +28,7 @@ use crate::{
             tls,
         },
     },
+    metrics::Metrics,
     source::kubernetes::ledger::Ledger,
     tls::serving::ServingTls,
 };
@@ -83,6 +84,7 @@ impl Opened {
         client: Client,
         authority: Arc<CurrentAuthority>,
         ledger: Arc<Ledger>,
+        metrics: Arc<Metrics>,
         stop: CancellationToken,
         others: &mut JoinSet<()>,
     ) -> JoinHandle<()> {
@@ -101,7 +103,7 @@ impl Opened {
                 late.cancel();
             }
         });
-        tokio::spawn(Webhook::new(settings, ledger, self.tls, late).run(self.listener))
+        tokio::spawn(Webhook::new(settings, ledger, self.tls, metrics, late).run(self.listener))
     }
 }
 

@@ -4,7 +4,7 @@
 pub mod peer;
 pub mod serve;
 pub mod serving;
-mod share;
+pub(crate) mod share;
 
 use std::{net::SocketAddr, sync::Arc, time::SystemTime};
 

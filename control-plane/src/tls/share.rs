@@ -9,7 +9,7 @@ use std::{
 };
 
 /// Who has how many.
-pub(super) struct Shares<K> {
+pub(crate) struct Shares<K> {
     taken: Arc<Mutex<HashMap<K, usize>>>,
     each: usize,
 }
@@ -17,26 +17,26 @@ pub(super) struct Shares<K> {
 /// One has as many as it may.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{who} has {each} connections already")]
-pub(super) struct TooMany<K: fmt::Display> {
+pub(crate) struct TooMany<K: fmt::Display> {
     who: K,
     each: usize,
 }
 
 /// One connection, while it lives.
 #[derive(Debug)]
-pub(super) struct Share<K: Hash + Eq> {
+pub(crate) struct Share<K: Hash + Eq> {
     taken: Arc<Mutex<HashMap<K, usize>>>,
     who: K,
 }
 
 impl<K: Hash + Eq + Clone + fmt::Display> Shares<K> {
     /// `each` has at most so many.
-    pub(super) fn new(each: usize) -> Self {
+    pub(crate) fn new(each: usize) -> Self {
         Self { taken: Arc::default(), each }
     }
 
     /// Counts one more connection of `who`.
-    pub(super) fn take(&self, who: &K) -> Result<Share<K>, TooMany<K>> {
+    pub(crate) fn take(&self, who: &K) -> Result<Share<K>, TooMany<K>> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let count = taken.entry(who.clone()).or_default();
         if *count >= self.each {

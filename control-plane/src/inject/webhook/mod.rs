@@ -2,19 +2,29 @@
 //! [`registration`] is what the API server is told of it, and keeps its `caBundle` right.
 //!
 //! Anyone who reaches the port may ask, since an API server shows no certificate unless its administrator configured
-//! one. Asking changes nothing: the answer follows from the question. Limits: connections, their life, handshakes, the
-//! time and size of a request.
+//! one. Asking changes nothing: the answer follows from the question. Limits: connections, of all and of one address,
+//! and fewer of it while they are in the handshake; their life; the time and size of a request. An API server that is
+//! not answered in time refuses pods, so what a stranger can take up must not be what it needs.
 
 pub mod registration;
 pub mod review;
 pub mod tls;
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper::{
+    body::{Body as _, Incoming},
+    server::conn::http1,
+    service::service_fn,
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use k8s_openapi::ByteString;
 use kube::core::{DynamicObject, admission::AdmissionReview};
@@ -27,16 +37,33 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::review::{Namespaces, review};
 use super::{Asked, Settings};
-use crate::tls::serving::ServingTls;
+use crate::{
+    metrics::{Metrics, Refused},
+    tls::{
+        serving::ServingTls,
+        share::{Share, Shares},
+    },
+};
 
 /// Where pods of labelled namespaces are sent.
 pub const NAMESPACE_PATH: &str = "/inject/namespace";
 /// Where pods are sent that ask by annotation, in other namespaces.
 pub const POD_PATH: &str = "/inject/pod";
 
-/// Connections at once; API servers keep a few each.
-const CONNECTIONS: usize = 128;
-/// Requests whose body is held at once: 64 MiB of them at worst. More wait.
+/// Connections at once, some 240 MiB of them at worst: a head, a small question and TLS's buffers each. More wait.
+const CONNECTIONS: usize = 2048;
+/// Of these, those of one address. This speaks HTTP/1, so each pod that is being made has a connection of its own, and an
+/// API server makes 200 changes at once unless it is told otherwise. Two of them may come from one address, where a
+/// node or a tunnel translates theirs, and seldom more than a few pods are here at once. Four addresses fill it all.
+const OF_ONE_ADDRESS: usize = 512;
+/// Of these in turn, those in the handshake, which takes milliseconds: a burst of an API server's finds its places, and it
+/// takes eight silent addresses to fill all.
+const HANDSHAKES_OF_ONE_ADDRESS: usize = 256;
+/// The longest head.
+const HEAD: usize = 16 << 10;
+/// Questions of up to this size, which pods' nearly always are, wait for nobody else's.
+const SMALL: u64 = 64 << 10;
+/// Longer ones whose body is held at once: 64 MiB of them at worst. More wait.
 const BODIES: usize = 16;
 /// The longest question. An object has 1.5 MiB in etcd, and a question holds it once.
 const LONGEST: usize = 4 << 20;
@@ -54,7 +81,10 @@ pub struct Webhook {
     settings: Settings,
     namespaces: Arc<dyn Namespaces>,
     tls: Arc<ServingTls>,
+    metrics: Arc<Metrics>,
     connections: Arc<Semaphore>,
+    of_addresses: Shares<IpAddr>,
+    handshakes_of_addresses: Shares<IpAddr>,
     bodies: Semaphore,
     stop: CancellationToken,
 }
@@ -66,13 +96,17 @@ impl Webhook {
         settings: Settings,
         namespaces: Arc<dyn Namespaces>,
         tls: Arc<ServingTls>,
+        metrics: Arc<Metrics>,
         stop: CancellationToken,
     ) -> Arc<Self> {
         Arc::new(Self {
             settings,
             namespaces,
             tls,
+            metrics,
             connections: Arc::new(Semaphore::new(CONNECTIONS)),
+            of_addresses: Shares::new(OF_ONE_ADDRESS),
+            handshakes_of_addresses: Shares::new(HANDSHAKES_OF_ONE_ADDRESS),
             bodies: Semaphore::new(BODIES),
             stop,
         })
@@ -91,11 +125,12 @@ impl Webhook {
                 accepted = accepted => accepted,
             };
             match accepted {
-                Ok((io, _)) => {
+                Ok((io, address)) => {
+                    let Some([place, handshake]) = self.admit(address) else { continue };
                     let webhook = Arc::clone(&self);
                     tasks.spawn(async move {
-                        webhook.serve(io).await;
-                        drop(permit);
+                        webhook.serve(io, handshake).await;
+                        drop((permit, place));
                     });
                 }
                 Err(error) => {
@@ -108,7 +143,21 @@ impl Webhook {
         tasks.wait().await;
     }
 
-    async fn serve(self: Arc<Self>, io: TcpStream) {
+    /// The places of a new connection: its own, and that in the handshake.
+    fn admit(&self, from: SocketAddr) -> Option<[Share<IpAddr>; 2]> {
+        let address = from.ip().to_canonical();
+        let place = self.of_addresses.take(&address);
+        let places = place.and_then(|place| Ok([place, self.handshakes_of_addresses.take(&address)?]));
+        places
+            .inspect_err(|refusal| {
+                self.metrics.refused(Refused::TooManyUnidentified);
+                // As often as its sender likes, so not louder.
+                tracing::debug!(address = %from, %refusal, "the webhook refused a connection");
+            })
+            .ok()
+    }
+
+    async fn serve(self: Arc<Self>, io: TcpStream, handshake: Share<IpAddr>) {
         let acceptor = TlsAcceptor::from(self.tls.current());
         let io = match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(io)).await {
             Ok(Ok(io)) => io,
@@ -119,6 +168,7 @@ impl Webhook {
             }
             Err(_) => return,
         };
+        drop(handshake);
         let service = service_fn(|request| {
             let webhook = Arc::clone(&self);
             async move { Ok::<_, Infallible>(webhook.answer(request).await) }
@@ -126,6 +176,7 @@ impl Webhook {
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(READ_TIMEOUT)
+            .max_buf_size(HEAD)
             .serve_connection(TokioIo::new(io), service);
         let mut connection = std::pin::pin!(connection);
         tokio::select! {
@@ -149,8 +200,10 @@ impl Webhook {
         if request.method() != Method::POST {
             return text(StatusCode::METHOD_NOT_ALLOWED, "POST an AdmissionReview\n");
         }
+        // An API server says how long its question is.
+        let is_small = request.body().size_hint().upper().is_some_and(|length| length <= SMALL);
         // It is never closed.
-        let _permit = self.bodies.acquire().await;
+        let _permit = if is_small { None } else { self.bodies.acquire().await.ok() };
         let body =
             tokio::time::timeout(READ_TIMEOUT, Limited::new(request.into_body(), LONGEST).collect()).await;
         let (status, review) = match body {

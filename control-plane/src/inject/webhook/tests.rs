@@ -6,6 +6,7 @@ use http::Uri;
 use json_patch::Patch;
 use rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs, pki_types::ServerName};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::*;
@@ -203,15 +204,30 @@ impl Served {
             tls::for_service(Arc::clone(&authority), "heddle-injector", "heddle-system", now).unwrap();
         let stop = CancellationToken::new();
         let namespaces = Arc::new(Labelled("privileged"));
-        let webhook = Webhook::new(Settings::default(), namespaces, Arc::clone(&tls), stop.clone());
+        let webhook =
+            Webhook::new(Settings::default(), namespaces, Arc::clone(&tls), Metrics::new(), stop.clone());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let running = tokio::spawn(webhook.run(listener));
         Self { address, tls, authority, stop, running, _directory: directory }
     }
 
+    async fn dial(&self, from: [u8; 4]) -> TcpStream {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind((from, 0).into()).unwrap();
+        socket.connect(self.address).await.unwrap()
+    }
+
     /// As an API server connects, with the roots for its `caBundle`.
     async fn connect(&self) -> TlsStream<TcpStream> {
+        self.shake(self.dial([127, 0, 0, 1]).await).await
+    }
+
+    async fn shake(&self, io: TcpStream) -> TlsStream<TcpStream> {
+        self.try_shake(io).await.unwrap()
+    }
+
+    async fn try_shake(&self, io: TcpStream) -> std::io::Result<TlsStream<TcpStream>> {
         let mut roots = RootCertStore::empty();
         for root in self.authority.load().roots() {
             roots.add(root.clone()).unwrap();
@@ -221,8 +237,7 @@ impl Served {
             .unwrap()
             .with_root_certificates(roots)
             .with_no_client_auth();
-        let io = TcpStream::connect(self.address).await.unwrap();
-        TlsConnector::from(Arc::new(config)).connect(ServerName::try_from(NAME).unwrap(), io).await.unwrap()
+        TlsConnector::from(Arc::new(config)).connect(ServerName::try_from(NAME).unwrap(), io).await
     }
 
     async fn post(&self, path: &str, body: Vec<u8>) -> (StatusCode, Vec<u8>) {
@@ -280,4 +295,58 @@ async fn the_certificate_is_replaced_when_it_is_due_while_connections_live() {
     }
     assert_ne!(after, serial(&before), "the old certificate is still served");
     rotating.abort();
+}
+
+/// An API server waits no longer than some seconds; while nobody is in its way, milliseconds do.
+const SOON: Duration = Duration::from_secs(2);
+
+#[tokio::test]
+async fn one_address_that_never_finishes_its_handshakes_delays_no_api_server() {
+    let served = Served::new().await;
+    let stranger = [127, 0, 0, 66];
+    let mut silent = Vec::new();
+    for _ in 0..=HANDSHAKES_OF_ONE_ADDRESS {
+        silent.push(served.dial(stranger).await);
+    }
+    let question = question(&pod(&json!({}), &plain_spec())).to_string();
+    let answer = tokio::time::timeout(SOON, served.post(NAMESPACE_PATH, question.into())).await;
+    assert_eq!(answer.expect("answered soon").0, StatusCode::OK);
+    // What is beyond its share is closed at once, not when its time for the handshake is over.
+    let ended = tokio::time::timeout(SOON, silent.pop().unwrap().read(&mut [0; 1])).await;
+    assert!(matches!(ended.expect("ended soon"), Ok(0) | Err(_)));
+    // One that leaves makes room.
+    drop(silent);
+    let again = async {
+        while served.try_shake(served.dial(stranger).await).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(SOON, again).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_address_has_more_connections_than_handshakes() {
+    let served = Served::new().await;
+    let mut shaken = Vec::new();
+    for _ in 0..HANDSHAKES_OF_ONE_ADDRESS {
+        shaken.push(served.shake(served.dial([127, 0, 0, 66]).await).await);
+    }
+    let io = served.dial([127, 0, 0, 66]).await;
+    assert!(served.try_shake(io).await.is_ok());
+}
+
+#[tokio::test]
+async fn questions_that_never_end_delay_no_api_server() {
+    let served = Served::new().await;
+    let mut slow = Vec::new();
+    for _ in 0..2 * BODIES {
+        let mut io = served.shake(served.dial([127, 0, 0, 66]).await).await;
+        io.write_all(b"POST /inject/namespace HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n{")
+            .await
+            .unwrap();
+        slow.push(io);
+    }
+    let question = question(&pod(&json!({}), &plain_spec())).to_string();
+    let answer = tokio::time::timeout(SOON, served.post(NAMESPACE_PATH, question.into())).await;
+    assert_eq!(answer.expect("answered soon").0, StatusCode::OK);
 }
