@@ -357,6 +357,10 @@ mod tests {
             (r#"{"limit": {}}"#, "limit"),
             (r#"{"limits": {"memory": "many"}}"#, "limits.memory"),
             (r#"{"requests": {"cpu": "-1"}}"#, "requests.cpu"),
+            (r#"{"requests": {"memory": "1Gi"}, "limits": {"memory": "512Mi"}}"#, "limits.memory, 512Mi"),
+            (r#"{"requests": {"cpu": "1.1"}, "limits": {"cpu": "1090m"}}"#, "requests.cpu"),
+            (r#"{"limits": {"cpus": "1"}}"#, "limits.cpus"),
+            (r#"{"requests": {"hugepages-2Mi": "4Mi"}}"#, "requests.hugepages-2Mi"),
         ] {
             let error = inject::settings::resources(text).unwrap_err();
             assert!(error.contains(word), "{text}: {error}");
@@ -370,6 +374,8 @@ mod tests {
             assert!(run("warning").unwrap_err().to_string().contains("(off, error, warn"));
             assert!(run("info,heddle_proxy::carrier=debug").is_ok());
         }
+        let even = r#"{"requests": {"memory": "1Gi"}, "limits": {"memory": "1024Mi", "example.org/nic": 1}}"#;
+        inject::settings::resources(even).unwrap();
         let resources = inject::settings::resources(r#"{"requests": {"cpu": "100m"}}"#).unwrap();
         assert_eq!(resources.requests.unwrap()["cpu"].0, "100m");
     }

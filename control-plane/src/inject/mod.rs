@@ -14,6 +14,7 @@ pub mod edit;
 pub mod offline;
 pub mod options;
 pub mod probes;
+mod quantity;
 pub mod settings;
 pub mod sidecar;
 pub mod webhook;

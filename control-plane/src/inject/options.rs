@@ -10,7 +10,7 @@ use k8s_openapi::{
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta},
 };
 
-use super::{INJECT, Refusal, Settings, settings::is_quantity};
+use super::{INJECT, Refusal, Settings, quantity::Amount, settings::excess};
 
 /// What every annotation of Heddle's begins with.
 const PREFIX: &str = "heddle.dev/";
@@ -61,6 +61,7 @@ impl Options {
         if !annotations.contains_key(LOG_LEVEL) {
             options.flag("--log-level", &settings.log_level);
         }
+        options.fits(annotations)?;
         Ok(options)
     }
 
@@ -92,12 +93,45 @@ impl Options {
         Ok(())
     }
 
+    /// Kubernetes would refuse the pod too, and name a container that its owner has not written.
+    fn fits(&self, annotations: &BTreeMap<String, String>) -> Result<(), Refusal> {
+        let Some((resource, request, limit)) = excess(&self.resources) else { return Ok(()) };
+        let annotated = |is_limit| {
+            let names = RESOURCES.into_iter().find(|&(_, of, what)| (of, what) == (is_limit, resource));
+            names.map(|(name, ..)| name).filter(|name| annotations.contains_key(*name))
+        };
+        let (name, problem) = match (annotated(false), annotated(true)) {
+            (Some(name), Some(other)) => (name, format!("{request} is more than {other}, {limit}")),
+            (Some(name), None) => {
+                let why = "which all sidecars have unless annotated";
+                (
+                    name,
+                    format!(
+                        "{request} is more than the limit of {limit}, {why}: set heddle.dev/{resource}-limit too"
+                    ),
+                )
+            }
+            (None, Some(name)) => {
+                let why = "which all sidecars make unless annotated";
+                (
+                    name,
+                    format!(
+                        "{limit} is less than the request of {request}, {why}: set heddle.dev/{resource}-request too"
+                    ),
+                )
+            }
+            // The settings were read by `settings::resources`.
+            (None, None) => return Ok(()),
+        };
+        Err(Refusal::Annotation { name: name.to_owned(), problem })
+    }
+
     fn flag(&mut self, name: &str, value: &str) {
         self.run.push(flag(name, value));
     }
 
     fn resource(&mut self, is_limit: bool, resource: &str, value: &str) -> Result<(), String> {
-        if !is_quantity(value) {
+        if Amount::parse(value).is_none() {
             return Err(format!("{value:?} is not a quantity such as 100m or 256Mi"));
         }
         let resources = &mut self.resources;

@@ -1,10 +1,11 @@
 //! What every sidecar of an installation has in common.
 
-use std::{collections::BTreeMap, sync::LazyLock};
+use std::collections::BTreeMap;
 
 use heddle_api::{PROXY_UID, ports};
 use k8s_openapi::{api::core::v1::ResourceRequirements, apimachinery::pkg::api::resource::Quantity};
-use regex::Regex;
+
+use super::quantity::Amount;
 
 /// The same for all pods; annotations change some of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -77,22 +78,60 @@ pub fn resources(json: &str) -> Result<ResourceRequirements, String> {
     let read: ResourceRequirements = serde_json::from_value(value).map_err(|error| error.to_string())?;
     for (side, all) in [("requests", &read.requests), ("limits", &read.limits)] {
         for (name, quantity) in all.iter().flatten() {
-            if !is_quantity(&quantity.0) {
+            let kind = kind(name).ok_or_else(|| {
+                format!(
+                    "{side}.{name}: there is no such resource; cpu, memory, ephemeral-storage and hugepages-SIZE are, and \
+                     extended ones as example.org/name"
+                )
+            })?;
+            if Amount::parse(&quantity.0).is_none() {
                 return Err(format!(
                     "{side}.{name}: {:?} is not a quantity such as 100m or 256Mi",
                     quantity.0
                 ));
             }
+            let limit = read.limits.as_ref().and_then(|limits| limits.get(name));
+            let limited = limit.map(|limit| Amount::parse(&limit.0));
+            if side == "requests" && kind == Kind::Whole && limited != Some(Amount::parse(&quantity.0)) {
+                return Err(format!("requests.{name}: limits.{name} must be the same"));
+            }
         }
+    }
+    if let Some((name, request, limit)) = excess(&read) {
+        return Err(format!("requests.{name}: {request} is more than limits.{name}, {limit}"));
     }
     Ok(read)
 }
 
-/// By the API server's own pattern; a resource is never negative.
-pub(super) fn is_quantity(text: &str) -> bool {
-    static PATTERN: LazyLock<Option<Regex>> =
-        LazyLock::new(|| Regex::new(r"^[0-9]+(\.[0-9]*)?([numkMGTPE]|[KMGTPE]i|[eE][-+]?[0-9]+)?$").ok());
-    PATTERN.as_ref().is_some_and(|pattern| pattern.is_match(text))
+/// The first resource of which more is requested than the limit is, with both.
+pub(super) fn excess(resources: &ResourceRequirements) -> Option<(&str, &str, &str)> {
+    let (requests, limits) = (resources.requests.as_ref()?, resources.limits.as_ref()?);
+    requests.iter().find_map(|(name, request)| {
+        let limit = limits.get(name)?;
+        let more = Amount::parse(&request.0)? > Amount::parse(&limit.0)?;
+        more.then_some((name.as_str(), request.0.as_str(), limit.0.as_str()))
+    })
+}
+
+/// How a resource is given out.
+#[derive(PartialEq)]
+enum Kind {
+    /// What nobody uses, others may.
+    Shared,
+    /// As much as is requested, and no more.
+    Whole,
+}
+
+/// As the API server knows resources of containers.
+fn kind(name: &str) -> Option<Kind> {
+    match name.split_once('/') {
+        None if matches!(name, "cpu" | "memory" | "ephemeral-storage") => Some(Kind::Shared),
+        None => name.starts_with("hugepages-").then_some(Kind::Whole),
+        Some((domain, of_domain)) => {
+            let own = domain == "kubernetes.io" || domain.ends_with(".kubernetes.io");
+            (!own && !domain.is_empty() && !of_domain.is_empty()).then_some(Kind::Whole)
+        }
+    }
 }
 
 pub(super) fn quantities(all: &[(&str, &str)]) -> BTreeMap<String, Quantity> {

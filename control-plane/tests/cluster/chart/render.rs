@@ -160,6 +160,7 @@ fn a_wrong_value_is_refused_with_its_name() {
             "/sidecar/resources/limits/memory",
         ),
         (json!({"sidecar": {"resources": {"limit": {}}}}), "'limit'"),
+        (json!({"sidecar": {"resources": {"limits": {"cpus": 1}}}}), "'cpus'"),
         (json!({"sidecar": {"logLevel": "warning"}}), "/sidecar/logLevel"),
         (json!({"sidecar": {"logLevel": "heddle_proxy=loud"}}), "/sidecar/logLevel"),
         (json!({"controlPlane": {"logLevel": "info,"}}), "/controlPlane/logLevel"),
