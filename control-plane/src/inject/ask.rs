@@ -8,6 +8,10 @@ use k8s_openapi::{
 
 use super::{INJECT, Refusal, Settings, init_containers, sidecar};
 
+/// The label of nodes that says what runs there.
+const OS_LABEL: &str = "kubernetes.io/os";
+const LINUX: &str = "linux";
+
 /// What the pod's surroundings say; its annotation has the last word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asked {
@@ -36,7 +40,7 @@ pub(super) fn may(spec: &PodSpec, settings: &Settings) -> Result<(), Refusal> {
     if spec.host_network == Some(true) {
         return Err(Refusal::HostNetwork);
     }
-    if let Some(os) = spec.os.as_ref().map(|os| os.name.as_str()).filter(|name| *name != "linux") {
+    if let Some(os) = other_system(spec) {
         return Err(Refusal::System(os.to_owned()));
     }
     let present = sidecar::position(spec).is_some();
@@ -65,6 +69,27 @@ pub(super) fn may(spec: &PodSpec, settings: &Settings) -> Result<(), Refusal> {
         }
     }
     Ok(())
+}
+
+/// The system that it runs on, where that cannot be Linux: by its own word, or by the nodes that it may be on.
+fn other_system(spec: &PodSpec) -> Option<&str> {
+    let own = spec.os.as_ref().map(|os| os.name.as_str());
+    let selected = spec.node_selector.as_ref().and_then(|labels| labels.get(OS_LABEL)).map(String::as_str);
+    own.filter(|os| *os != LINUX).or(selected.filter(|os| *os != LINUX)).or_else(|| {
+        let affinity = spec.affinity.as_ref()?.node_affinity.as_ref()?;
+        // One of these must hold, so all must lead elsewhere.
+        let terms =
+            &affinity.required_during_scheduling_ignored_during_execution.as_ref()?.node_selector_terms;
+        let systems = terms.iter().map(|term| {
+            let all = term.match_expressions.iter().flatten();
+            let mut of_system = all.filter(|one| one.key == OS_LABEL && one.operator == "In");
+            of_system.find_map(|one| {
+                let values = one.values.as_deref()?;
+                values.iter().all(|os| os != LINUX).then(|| values.first())?
+            })
+        });
+        systems.collect::<Option<Vec<_>>>()?.first().map(|os| os.as_str())
+    })
 }
 
 /// A container's own user, or else the pod's. What an image says cannot be known here.
