@@ -170,7 +170,7 @@ impl Authority {
                 .map_err(|_| "tls.key belongs neither to the first certificate of tls.crt nor to one of ca.crt, or they are not of an authority of this trust domain".to_owned())?;
             let last = intermediates.last().unwrap_or(signing);
             let top = roots.iter().find(|root| issued_by(last, root));
-            let top = top.ok_or("no certificate of ca.crt is the issuer of the last one of tls.crt")?;
+            let top = top.ok_or_else(|| no_issuer(last, &roots))?;
             for certificate in intermediates.iter().chain([top]) {
                 let (_, parsed) =
                     X509Certificate::from_der(certificate).map_err(|error| error.to_string())?;
@@ -347,10 +347,35 @@ pub fn fresh_root(trust_domain: &str, now: SystemTime) -> Result<(String, String
     Ok((self_signed(&key, trust_domain, now)?, key.serialize_pem()))
 }
 
+/// By name and by signature: a root that was made anew often has the name of the one before.
 fn issued_by(certificate: &CertificateDer<'_>, issuer: &CertificateDer<'_>) -> bool {
     let parse = |der| X509Certificate::from_der(der).map(|(_, parsed)| parsed);
     let (Ok(certificate), Ok(issuer)) = (parse(certificate), parse(issuer)) else { return false };
+    let key = &issuer.public_key().subject_public_key.data;
+    let (signed, signature) = (certificate.tbs_certificate.as_ref(), &certificate.signature_value.data);
+    // All that sidecars know, of which only the right one finds the signature good.
+    let mut algorithms =
+        rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.all.iter();
     certificate.issuer() == issuer.subject()
+        && algorithms.any(|algorithm| algorithm.verify_signature(key, signed, signature).is_ok())
+}
+
+/// Why none of `roots` is the issuer of the last certificate of a chain.
+fn no_issuer(last: &CertificateDer<'_>, roots: &[CertificateDer<'_>]) -> String {
+    let Ok((_, last)) = X509Certificate::from_der(last) else {
+        return "the last certificate of tls.crt does not parse".to_owned();
+    };
+    let issuer = last.issuer();
+    let is_namesake =
+        |root| X509Certificate::from_der(root).is_ok_and(|(_, parsed)| parsed.subject() == issuer);
+    if roots.iter().any(|root| is_namesake(root)) {
+        format!(
+            "the certificate {issuer} of ca.crt did not sign the last one of tls.crt, which another key of that name \
+             signed: put that one's certificate into ca.crt"
+        )
+    } else {
+        format!("no certificate of ca.crt is {issuer}, the issuer of the last one of tls.crt")
+    }
 }
 
 fn end_of(certificate: &X509Certificate<'_>) -> SystemTime {

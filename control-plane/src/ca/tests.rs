@@ -1,7 +1,7 @@
 //! What the authority promises of its root and its leafs.
 
 use heddle_api::identity::{PodName, SpiffeId};
-use rcgen::{CertificateParams, KeyPair, SanType};
+use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P384_SHA384, PKCS_ECDSA_P521_SHA512, SanType};
 
 use super::*;
 use crate::tls::peer::{Peer, peer};
@@ -121,4 +121,41 @@ fn the_control_planes_own_certificate_is_no_workload_and_no_client() {
     let (_, leaf) = X509Certificate::from_der(&issued.chain[0]).unwrap();
     let usage = leaf.extended_key_usage().unwrap().unwrap().value;
     assert!(usage.server_auth && !usage.client_auth);
+}
+
+/// An authority's certificate, PEM, and who signs with it.
+fn authority(
+    name: &str,
+    key: KeyPair,
+    above: Option<&Issuer<'static, KeyPair>>,
+) -> (String, Issuer<'static, KeyPair>) {
+    let mut params = CertificateParams::default();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let signed = match above {
+        Some(issuer) => params.signed_by(&key, issuer),
+        None => params.self_signed(&key),
+    };
+    (signed.unwrap().pem(), Issuer::new(params, key))
+}
+
+#[test]
+fn an_intermediate_that_a_namesake_of_the_root_signed_is_refused() {
+    for algorithm in [&rcgen::PKCS_ECDSA_P256_SHA256, &PKCS_ECDSA_P384_SHA384, &PKCS_ECDSA_P521_SHA512] {
+        let key = || KeyPair::generate_for(algorithm).unwrap();
+        let (old, _) = authority("Company root", key(), None);
+        let (new, root) = authority("Company root", key(), None);
+        let (other, _) = authority("Another root", key(), None);
+        let (chain, signing) = authority("Mesh", key(), Some(&root));
+        let open = |bundle: &str| {
+            let key = signing.key().serialize_pem();
+            let pem = [chain.as_bytes(), key.as_bytes(), bundle.as_bytes()];
+            Authority::from_pem(pem[0], pem[1], pem[2], "cluster.local", MAX_LIFETIME)
+        };
+        let error = open(&old).unwrap_err();
+        assert!(error.contains("CN=Company root") && error.contains("did not sign"), "{error}");
+        assert!(open(&other).unwrap_err().contains("CN=Company root"));
+        let both = open(&(old + &new)).unwrap();
+        assert_eq!(both.signs_under(both.roots()), [&both.roots()[1]]);
+    }
 }
