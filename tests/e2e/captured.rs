@@ -278,6 +278,10 @@ async fn the_inbound_port_refuses_other_addresses_and_the_sidecars_own_ports() {
     let foreign = shop.wire.family().service(99).to_string();
     let reviews = shop.reviews.ip.to_string();
     shop.wire.outside.must("ip", &["route", "add", &foreign, "via", &reviews]).unwrap();
+    // Rules as they are where the kernel cannot tell whose an address is.
+    let rule =
+        format!("insert rule inet heddle inbound ip daddr {foreign} tcp dport 9080 redirect to :15006");
+    shop.reviews.inside.nft(&rule).unwrap();
     let output = shop.wire.outside.curl(&[&format!("http://{foreign}:9080/")]).await.unwrap();
     assert!(!String::from_utf8_lossy(&output.stdout).contains(" 200"), "{output:?}");
     shop.reviews.refused(&shop.wire, "inbound", "ForeignAddress", 1.0).await;

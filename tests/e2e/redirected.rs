@@ -126,13 +126,17 @@ async fn passed(wire: &Wire, pod: &NetPod) -> f64 {
 }
 
 async fn echo(from: &NetPod, to: SocketAddr) {
+    echo_from(&from.inside, to).await;
+}
+
+async fn echo_from(from: &Namespace, to: SocketAddr) {
     let talk = async move {
         let mut connection = Raw::connect(to).await?;
         connection.send("hello").await?;
         connection.finish().await?;
         connection.read_to_end().await
     };
-    assert_eq!(from.inside.run(talk).await.unwrap(), "hellobye");
+    assert_eq!(from.run(talk).await.unwrap(), "hellobye");
 }
 
 #[tokio::test]
@@ -159,6 +163,33 @@ async fn excluded_ports_and_addresses_pass_by_the_sidecar_and_others_do_not() {
         Ok(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn what_a_pod_forwards_for_others_within_it_is_left_alone_and_what_comes_for_it_is_not() {
+    need_namespaces!();
+    for family in [Family::V4, Family::V6] {
+        let wire = Wire::new(family).await.unwrap();
+        let outside = SocketAddr::new(family.host(1), 7001);
+        let _echo = wire.outside.run(TcpApp::echo(outside)).await.unwrap();
+        let web = wire.pod("web", 2, &[9080], &[]).await.unwrap();
+        let _app = web.inside.run(TcpApp::echo(web.app())).await.unwrap();
+        let within = web.within(&wire).await.unwrap();
+        echo_from(&within, outside).await;
+        // To the pod's own address it comes in as if by the wire.
+        let inbound = async || {
+            let scrape = web.scrape(&wire).await.unwrap();
+            scrape.sum("heddle_tcp_bytes_total", &[("direction", "inbound")])
+        };
+        assert!(inbound().await.abs() < f64::EPSILON);
+        echo_from(&within, web.app()).await;
+        eventually("it went through the sidecar", || async {
+            let bytes = inbound().await;
+            ensure!(bytes > 0.0, "{bytes}");
+            Ok(())
+        })
+        .await;
+    }
 }
 
 /// Whether somebody without a sidecar gets an answer, or none in plaintext.

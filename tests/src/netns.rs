@@ -393,6 +393,36 @@ impl NetPod {
         self.port(APP_PORT)
     }
 
+    /// A network that the pod makes within itself, as Docker in a pod or a virtual machine has it: somebody behind a bridge
+    /// of the pod's, which forwards.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub async fn within(&self, wire: &Wire) -> anyhow::Result<Namespace> {
+        let (family, pod) = (wire.family, &self.inside);
+        let [net, router, guest] = ["", "1", "2"].map(|host| match family {
+            Family::V4 => format!("10.88.0.{}", if host.is_empty() { "0" } else { host }),
+            Family::V6 => format!("fd88::{host}"),
+        });
+        let prefix = family.prefix();
+        let within = Namespace::new(&wire.world, &format!("within-{}", self.wire)).await?;
+        let holder = within.holder.id().to_string();
+        pod.must("ip", &["link", "add", "inner", "type", "bridge"])?;
+        pod.must("ip", &["link", "add", "guest", "type", "veth", "peer", "name", "eth0", "netns", &holder])?;
+        pod.must("ip", &["link", "set", "guest", "master", "inner", "up"])?;
+        pod.must("ip", &["link", "set", "inner", "up"])?;
+        pod.address(family, &format!("{router}/{prefix}"), "inner")?;
+        let forward = "echo 1 | tee /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding";
+        pod.must("sh", &["-c", forward])?;
+        within.must("ip", &["link", "set", "eth0", "up"])?;
+        within.address(family, &format!("{guest}/{prefix}"), "eth0")?;
+        within.must("ip", &[family.flag(), "route", "add", "default", "via", &router])?;
+        // In the place of the address translation that a pod would do.
+        let back = [family.flag(), "route", "add", &format!("{net}/{prefix}"), "via", &self.ip.to_string()];
+        wire.outside.must("ip", &back)?;
+        Ok(within)
+    }
+
     /// The sidecar's metrics, asked for by whoever is outside.
     ///
     /// # Errors

@@ -17,6 +17,9 @@ use crate::cli::RedirectArgs;
 
 pub use self::rules::{PortRange, Ruleset};
 
+const WITHOUT_FIB: &str = "heddle-proxy: the kernel lacks nft_fib, so what this pod forwards for containers or machines within it \
+     is captured too, and refused: load nft_fib_inet, nft_fib_ipv4 and nft_fib_ipv6 if it forwards any";
+
 /// Writes the rules, prints them (`--dry-run`), or removes them (`--undo`).
 ///
 /// # Errors
@@ -32,7 +35,15 @@ pub fn run(args: &RedirectArgs) -> anyhow::Result<()> {
     if args.dry_run {
         return print(&ruleset.to_string());
     }
-    netlink::replace(&ruleset).context("the redirect rules could not be written")
+    if !netlink::replace(&ruleset).context("the redirect rules could not be written")? {
+        say(WITHOUT_FIB);
+    }
+    Ok(())
+}
+
+fn say(text: &str) {
+    // Where stderr is closed there is nobody to tell.
+    let _written = writeln!(io::stderr(), "{text}");
 }
 
 fn print(text: &str) -> anyhow::Result<()> {

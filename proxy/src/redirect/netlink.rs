@@ -1,7 +1,7 @@
 //! The rules as the kernel takes them: one nf_tables transaction over a netlink socket, so that there are at any
 //! moment the old rules, whole, or the new ones.
 //!
-//! Messages are `netlink-packet-netfilter`'s. It knows no `redir` and no `range`, so these two are spelt out by
+//! Messages are `netlink-packet-netfilter`'s. It knows no `redir`, no `range` and no `fib`, so these are spelt out by
 //! attribute (linux/netfilter/nf_tables.h). Of the other crates rustables is GPL, nftnl wants a C library, and
 //! nftables calls the nft program.
 
@@ -29,6 +29,8 @@ use super::rules::{Chain, Hook, Match, PortRange, Rule, Ruleset, TABLE, Verdict}
 
 /// `NFNL_SUBSYS_NFTABLES`: whose batch it is.
 const SUBSYSTEM: u16 = 10;
+/// The kind of an address that is this machine's, here the pod's (linux/rtnetlink.h).
+const RTN_LOCAL: u32 = 2;
 /// Destination NAT's priority, `NF_IP_PRI_NAT_DST`.
 const PRIORITY: i32 = -100;
 /// The kernel answers at once; it may have to load a module first.
@@ -65,12 +67,24 @@ pub enum NetlinkError {
     Answer(String),
 }
 
-/// Puts `ruleset` in the place of what is there, if anything is.
+/// Puts `ruleset` in the place of what is there, if anything is. Where the kernel cannot tell whose an address is, it is
+/// written without what needs that, and the answer is false.
 ///
 /// # Errors
 /// As the kernel says; then nothing has changed.
-pub fn replace(ruleset: &Ruleset) -> Result<(), NetlinkError> {
-    commit(replacement(ruleset))
+pub fn replace(ruleset: &Ruleset) -> Result<bool, NetlinkError> {
+    replace_by(commit, ruleset)
+}
+
+fn replace_by(
+    commit: impl Fn(Vec<Message>) -> Result<(), NetlinkError>,
+    ruleset: &Ruleset,
+) -> Result<bool, NetlinkError> {
+    match commit(replacement(ruleset)) {
+        // It does not say which part it lacks.
+        Err(NetlinkError::Lacking(_)) => commit(replacement(&ruleset.without_fib())).map(|()| false),
+        other => other.map(|()| true),
+    }
 }
 
 /// Removes the table, if it is there.
@@ -156,6 +170,15 @@ fn matching(what: &Match) -> Vec<Expressions> {
             expressions
         }
         Match::To(net) => to(net),
+        // NFTA_FIB_DREG, _RESULT (3: the kind of address), _FLAGS (2: of the destination)
+        Match::ToOther => {
+            let attributes = vec![
+                DefaultNla::new(1, register(Register::Reg1)),
+                DefaultNla::new(2, 3_u32.to_be_bytes().to_vec()),
+                DefaultNla::new(3, 2_u32.to_be_bytes().to_vec()),
+            ];
+            vec![other("fib", attributes), compare(Operator::NotEqual, RTN_LOCAL.to_ne_bytes().to_vec())]
+        }
     }
 }
 
@@ -226,9 +249,13 @@ fn load(base: u32, offset: u32, length: u32) -> Expressions {
 }
 
 fn equal(bytes: Vec<u8>) -> Expressions {
+    compare(Operator::Equal, bytes)
+}
+
+fn compare(operator: Operator, bytes: Vec<u8>) -> Expressions {
     Expressions::Cmp(vec![
         Cmp::SourceRegister(Register::Reg1),
-        Cmp::Op(Operator::Equal),
+        Cmp::Op(operator),
         Cmp::Data(DataAttribute::Value(bytes)),
     ])
 }
@@ -357,6 +384,18 @@ mod tests {
         assert_eq!(types, [16, table, delete, table, chain, rule, chain, rule, 17]);
         let asked: Vec<u32> = seen.iter().filter(|(.., ack)| *ack).map(|(number, ..)| *number).collect();
         assert_eq!(asked, [last]);
+    }
+
+    #[test]
+    fn a_kernel_without_fib_gets_the_other_rules_and_one_that_lacks_more_is_named() {
+        let mut all = ruleset();
+        all.chains[1].rules.push(Rule { matches: vec![Match::ToOther], verdict: Verdict::Leave });
+        let most = replacement(&all).len();
+        let lacking = || Err(refusal(0, io::Error::from_raw_os_error(2)));
+        let without = |messages: Vec<Message>| if messages.len() == most { lacking() } else { Ok(()) };
+        assert!(!replace_by(without, &all).unwrap());
+        assert!(replace_by(|_| Ok(()), &all).unwrap());
+        assert!(matches!(replace_by(|_| lacking(), &all), Err(NetlinkError::Lacking(_))));
     }
 
     #[test]

@@ -9,6 +9,11 @@
 //! needs a third rule there, because its sidecar dials the application's port and must be caught again; ours dials
 //! the mesh port by name.)
 //!
+//! Nor is what the pod only forwards, for containers or virtual machines within it: it comes in from a bridge of the pod's
+//! and goes elsewhere, so it is neither the pod's own nor for it. What is for none of the pod's addresses is left alone.
+//! That takes `nft_fib` of the kernel, which kube-proxy's nftables mode takes too; where it is missing, the rules are
+//! written without ([`Ruleset::without_fib`]), and the sidecar refuses what is for somebody else.
+//!
 //! DNS is not captured, over UDP (nothing but TCP is) and over TCP alike: a resolver must work before the mesh does.
 
 use std::{fmt, str::FromStr};
@@ -89,6 +94,8 @@ pub enum Match {
     ToPort(PortRange),
     /// It goes to one of these addresses.
     To(IpNet),
+    /// It goes to no address of the pod's.
+    ToOther,
 }
 
 /// What happens where a rule holds.
@@ -155,6 +162,16 @@ impl Ruleset {
         }
         Ok(Self { chains: [outbound(args), inbound(args)] })
     }
+
+    /// The same for a kernel that cannot tell whose an address is.
+    #[must_use]
+    pub fn without_fib(&self) -> Self {
+        let mut without = self.clone();
+        for chain in &mut without.chains {
+            chain.rules.retain(|rule| !rule.matches.contains(&Match::ToOther));
+        }
+        without
+    }
 }
 
 fn outbound(args: &RedirectArgs) -> Chain {
@@ -179,7 +196,7 @@ fn outbound(args: &RedirectArgs) -> Chain {
 }
 
 fn inbound(args: &RedirectArgs) -> Chain {
-    let mut rules = vec![leave(Match::InLoopback)];
+    let mut rules = vec![leave(Match::InLoopback), leave(Match::ToOther)];
     let mut own = ports::SIDECAR;
     own.sort_unstable();
     rules.extend(own.into_iter().map(leave_port));
@@ -250,6 +267,16 @@ mod tests {
         assert!(outbound.rules.contains(&leave(Match::To("10.0.0.0/8".parse().unwrap()))), "truncated");
         assert!(inbound.rules.contains(&leave(Match::ToPort("9000-9010".parse().unwrap()))));
         assert!(!outbound.rules.contains(&leave(Match::ToPort("9000-9010".parse().unwrap()))));
+    }
+
+    #[test]
+    fn without_fib_all_other_rules_are_there() {
+        let all = Ruleset::new(&args()).unwrap();
+        let without = all.without_fib();
+        assert_eq!(without.chains[0], all.chains[0]);
+        let others = all.chains[1].rules.iter().filter(|rule| **rule != leave(Match::ToOther));
+        assert!(without.chains[1].rules.iter().eq(others));
+        assert_ne!(without, all);
     }
 
     #[test]

@@ -58,6 +58,7 @@ impl fmt::Display for Match {
             Self::ToPort(range) => write!(f, "tcp dport {range}"),
             Self::To(net @ IpNet::V4(_)) => write!(f, "ip daddr {net}"),
             Self::To(net @ IpNet::V6(_)) => write!(f, "ip6 daddr {net}"),
+            Self::ToOther => f.write_str("fib daddr type != local"),
         }
     }
 }
@@ -96,6 +97,7 @@ table inet heddle {
 	chain inbound {
 		type nat hook prerouting priority -100; policy accept;
 		iifname "lo" return
+		fib daddr type != local return
 		tcp dport 15000 return
 		tcp dport 15001 return
 		tcp dport 15006 return
