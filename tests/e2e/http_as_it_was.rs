@@ -325,6 +325,28 @@ async fn a_client_that_left_before_its_answer_is_not_counted_as_served() {
     assert_eq!(count(&served).await, before);
 }
 
+/// By either sidecar: a client that writes everything before it reads still hears why.
+#[tokio::test]
+async fn an_answer_before_the_uploads_end_is_heard() {
+    let shop = shop::open(1).await;
+    shop.world.save("empty.yaml", &manifest::service("shop/empty", 9080, "http", "app: nobody")).unwrap();
+    shop.web.answers("empty:9080", "/", |answer| answer.reason() == "NoEndpoints").await;
+    shop.access_policy("no-secrets", "Deny", "  - to: [{paths: [\"/secret/*\"]}]");
+    shop.web.answers(HOST, "/secret/x", |answer| answer.status == 403).await;
+    let upload = vec![b'x'; 16 << 20];
+    for (host, expected, reason) in [("empty:9080", 503, "NoEndpoints"), (HOST, 403, "AccessDenied")] {
+        let mut client = Raw::connect(shop.web.outbound()).await.unwrap();
+        let length = upload.len();
+        client
+            .send(format!("POST /secret/x HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\n\r\n"))
+            .await
+            .unwrap();
+        client.send(&upload).await.unwrap_or_else(|error| panic!("{reason}: {error:#}"));
+        let (status, head, _) = client.read_response().await.unwrap();
+        assert!(status == expected && head.contains(reason), "{head}");
+    }
+}
+
 /// What HTTP/2 does not take would end the stream, and pass for the endpoint's failure.
 #[tokio::test]
 async fn trailers_that_concern_a_connection_end_at_it() {

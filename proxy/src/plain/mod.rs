@@ -8,6 +8,7 @@ mod body;
 pub mod dial;
 pub mod edge;
 mod failure;
+mod farewell;
 pub mod head;
 mod http1;
 mod http2;

@@ -27,7 +27,7 @@ use tokio::{
     time::sleep,
 };
 
-use super::{BoxError, head::Waiting, settings};
+use super::{BoxError, farewell, head::Waiting, settings};
 use crate::{detect::Rewind, worker::Drain};
 
 /// How often a worker looks for idle connections. One that shows no request between two looks is parked.
@@ -53,12 +53,16 @@ struct Spot {
     quiet: Cell<bool>,
     /// A request asked for another protocol.
     upgrade: Cell<bool>,
+    /// The last request had content, which may not be read to its end when it is answered.
+    content: Cell<bool>,
     task: RefCell<Option<Waker>>,
 }
 
 /// How hyper came off a connection.
 enum Left<T> {
     Ended(hyper::Result<()>),
+    /// It has sent its last answer, to a client that may still send.
+    Answered(Rewind<T>),
     Quiet(Rewind<T>),
 }
 
@@ -84,6 +88,7 @@ impl Lot {
             seen: Cell::default(),
             quiet: Cell::default(),
             upgrade: Cell::default(),
+            content: Cell::default(),
             task: RefCell::default(),
         });
         self.moving.borrow_mut().push(Rc::downgrade(&spot));
@@ -158,6 +163,13 @@ where
     loop {
         io = match serve(lot, io, &answer).await {
             Left::Ended(ended) => return ended,
+            Left::Answered(io) => {
+                tokio::select! {
+                    () = farewell::hear_out(io) => {}
+                    () = drain.leaving() => {}
+                }
+                return Ok(());
+            }
             Left::Quiet(io) => io,
         };
         let next = tokio::select! {
@@ -192,6 +204,7 @@ where
             if upgrade {
                 spot.upgrade.set(true);
             }
+            spot.content.set(!request.body().is_end_stream());
             let answer = Rc::clone(&answer);
             async move {
                 if upgrade {
@@ -215,6 +228,12 @@ where
                 (None, None) => unreachable!("polled after its end"),
             };
             if let Poll::Ready(ended) = polled {
+                if ended.is_ok()
+                    && spot.content.get()
+                    && let Some(connection) = parkable.take()
+                {
+                    return Poll::Ready(Left::Answered(connection.into_parts().io.into_inner().into_inner()));
+                }
                 return Poll::Ready(Left::Ended(ended));
             }
             if spot.upgrade.get()

@@ -189,3 +189,31 @@ fn leaving_ends_parked_connections_and_lets_open_requests_end() {
         open.ended.await.unwrap().unwrap();
     });
 }
+
+#[tokio::test]
+async fn a_client_that_is_answered_before_it_has_sent_all_may_send_the_rest_and_hears_the_answer() {
+    let test = async {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (io, _) = listener.accept().await.unwrap();
+        let (_drain_trigger, drain) = Drain::new();
+        let served = spawn_local(async move {
+            let answer = |_| async {
+                let mut answer = Response::new(Full::<Bytes>::from("too large"));
+                *answer.status_mut() = StatusCode::PAYLOAD_TOO_LARGE;
+                answer
+            };
+            serve_http1(&Lot::new(drain.clone()), Rewind::new(Bytes::new(), io), None, drain, answer).await
+        });
+        let body = vec![b'x'; 16 << 20];
+        let head = format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n", body.len());
+        client.write_all(head.as_bytes()).await.unwrap();
+        client.write_all(&body).await.unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 413 ") && answer.ends_with("too large"), "{answer}");
+        drop(client);
+        served.await.unwrap().unwrap();
+    };
+    LocalSet::new().run_until(test).await;
+}
