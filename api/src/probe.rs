@@ -11,8 +11,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-/// Probes and hooks together; a pod has a handful.
-const MOST: usize = 256;
+/// Probes and hooks of a pod together; it has a handful.
+pub const MOST: usize = 256;
 /// Bytes of the JSON: what fits into an environment variable with room to spare (128 KiB each on Linux).
 const LONGEST: usize = 96 * 1024;
 /// Seconds that a replay may take; a hook may last as long as a pod takes to terminate.
@@ -131,12 +131,6 @@ impl Probes {
         self.0.is_empty()
     }
 
-    /// The longest that one of them may take, seconds; 0 where there is none.
-    #[must_use]
-    pub fn longest_seconds(&self) -> u32 {
-        self.all().map(|probe| probe.timeout_seconds).max().unwrap_or(0)
-    }
-
     /// The ports that are asked.
     #[must_use]
     pub fn ports(&self) -> BTreeSet<u16> {
@@ -209,7 +203,7 @@ mod tests {
         let probes: Probes = TEXT.parse().unwrap();
         assert_eq!(probes.to_string(), TEXT);
         assert_eq!(probes.find("web/readiness").unwrap().action, Action::TcpSocket { port: 9000 });
-        assert_eq!((probes.longest_seconds(), probes.ports().len()), (60, 3));
+        assert_eq!(probes.ports().len(), 3);
         for unknown in ["web", "web/startup", "other/liveness", "web/liveness/", ""] {
             assert_eq!(probes.find(unknown), None, "{unknown}");
         }

@@ -2,17 +2,16 @@
 //!
 //! It runs on the control runtime and no worker has a part in it. On the admin address it serves all pages, on the
 //! metrics address those that change nothing and tell no more than numbers ([`Surface`]). A connection carries one
-//! request, [`MAX_CONNECTIONS`] are open at once, and the oldest gives way to a new one, so that nobody keeps the
-//! kubelet's probe out by holding connections open.
+//! request. Until that is there it gives way to newcomers, so that nobody keeps the kubelet's probe out by holding
+//! connections open; from then on it stays ([`seat`]).
 
 mod config_view;
 pub mod live;
 mod pages;
 pub mod ready;
+mod seat;
 
-use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,21 +20,22 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::AbortHandle;
-use tokio::time::{sleep, timeout};
+use tokio::sync::Notify;
+use tokio::task::yield_now;
+use tokio::time::sleep;
 
 pub use self::live::{CertificateFacts, Live, Running};
 pub use self::ready::{Readiness, Token};
+use self::seat::{Places, Seat};
 use crate::log::Logs;
 use crate::metrics::{Metrics, Observed};
 use crate::probe::Replayer;
 use crate::redirect::check::Instance;
 
-/// Connections open at once on one listener. Each may hold a page that its reader is slow to take, 14 MB at worst.
-pub const MAX_CONNECTIONS: usize = 16;
 /// In which a request's head must be there.
 const HEADER_TIME: Duration = Duration::from_secs(5);
-/// In which all of an exchange must be over; kubelet's may take what its pod declares.
+/// In which a request's body must be there, and in which an answer must be taken. A replay between the two may last as
+/// long as the pod's spec declares.
 const EXCHANGE_TIME: Duration = Duration::from_secs(30);
 /// Bytes that a request's head may have.
 const HEADER_LIMIT: usize = 16 * 1024;
@@ -105,7 +105,7 @@ impl Admin {
 
 /// Serves one listener until the task is dropped. Call it on the control runtime, once for each listener.
 pub async fn serve(listener: TcpListener, surface: Surface, admin: Arc<Admin>) -> Infallible {
-    let mut open: VecDeque<AbortHandle> = VecDeque::with_capacity(MAX_CONNECTIONS);
+    let mut places = Places::new();
     loop {
         let io = match listener.accept().await {
             Ok((io, _)) => io,
@@ -115,21 +115,18 @@ pub async fn serve(listener: TcpListener, surface: Surface, admin: Arc<Admin>) -
                 continue;
             }
         };
-        open.retain(|task| !task.is_finished());
-        if open.len() >= MAX_CONNECTIONS
-            && let Some(oldest) = open.pop_front()
-        {
-            oldest.abort();
-        }
-        open.push_back(tokio::spawn(connection(io, surface, Arc::clone(&admin))).abort_handle());
+        tokio::spawn(connection(io, surface, Arc::clone(&admin), places.seat()));
+        // What has come of its head is read before the next newcomer may ask it to give way.
+        yield_now().await;
     }
 }
 
-async fn connection(io: TcpStream, surface: Surface, admin: Arc<Admin>) {
-    let limit = EXCHANGE_TIME.max(admin.probes.longest() + HEADER_TIME);
-    let service = service_fn(move |request| {
-        let admin = Arc::clone(&admin);
-        async move { Ok::<_, Infallible>(pages::answer(&admin, surface, request).await) }
+async fn connection(io: TcpStream, surface: Surface, admin: Arc<Admin>, seat: Arc<Seat>) {
+    let answered = Notify::new();
+    let service = service_fn(|request| async {
+        let answer = pages::answer(&admin, surface, &seat, request).await;
+        answered.notify_one();
+        Ok::<_, Infallible>(answer)
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -137,18 +134,21 @@ async fn connection(io: TcpStream, surface: Surface, admin: Arc<Admin>) {
         .max_buf_size(HEADER_LIMIT)
         .keep_alive(false)
         .serve_connection(TokioIo::new(io), service);
-    let ended = timeout(limit, connection).await;
-    if let Some(error) = problem(ended) {
-        tracing::debug!(error, "an admin connection ended early");
-    }
-}
-
-fn problem(ended: Result<Result<(), hyper::Error>, tokio::time::error::Elapsed>) -> Option<String> {
-    match ended {
-        Ok(Ok(())) => None,
-        Ok(Err(error)) => Some(error.to_string()),
-        Err(_) => Some(io::Error::from(io::ErrorKind::TimedOut).to_string()),
-    }
+    let not_taken = async {
+        answered.notified().await;
+        sleep(EXCHANGE_TIME).await;
+    };
+    let problem = tokio::select! {
+        // A request that is there counts before a newcomer does.
+        biased;
+        ended = connection => match ended {
+            Ok(()) => return,
+            Err(error) => error.to_string(),
+        },
+        () = seat.unwanted() => "it gave way to a newer one".to_owned(),
+        () = not_taken => format!("its answer was not taken within {EXCHANGE_TIME:?}"),
+    };
+    tracing::debug!(problem, "an admin connection ended early");
 }
 
 #[cfg(test)]

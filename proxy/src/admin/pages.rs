@@ -9,8 +9,10 @@ use http::uri::Authority;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::{BodyExt, Full, Limited};
+use tokio::time::timeout;
 
-use super::{Admin, Surface, config_view};
+use super::seat::{Seat, Work};
+use super::{Admin, EXCHANGE_TIME, Surface, config_view};
 use crate::redirect::check;
 
 /// Longest body that is read.
@@ -74,6 +76,15 @@ impl Page {
         }
     }
 
+    /// What it costs to answer with it; none: next to nothing.
+    const fn work(self) -> Option<Work> {
+        match self {
+            Self::Metrics | Self::Config => Some(Work::Page),
+            Self::Probe => Some(Work::Replay),
+            Self::Index | Self::Ready | Self::LogLevel | Self::Instance => None,
+        }
+    }
+
     fn find(surface: Surface, path: &str) -> Option<Self> {
         let is_at =
             |page: Self| page.path() == path || (page == Self::Probe && path.starts_with(page.path()));
@@ -82,7 +93,12 @@ impl Page {
 }
 
 /// Answers one request. A HEAD is answered as a GET; the server leaves the body out.
-pub(super) async fn answer<B>(admin: &Admin, surface: Surface, request: Request<B>) -> Response<Full<Bytes>>
+pub(super) async fn answer<B>(
+    admin: &Admin,
+    surface: Surface,
+    seat: &Seat,
+    request: Request<B>,
+) -> Response<Full<Bytes>>
 where
     B: Body,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -104,6 +120,10 @@ where
             let mut response = response(StatusCode::METHOD_NOT_ALLOWED, TEXT, text);
             response.headers_mut().insert(ALLOW, HeaderValue::from_static(page.methods()));
             response
+        }
+        _ if page.work().is_some_and(|work| !seat.take(work)) => {
+            let text = format!("{} is being answered too often at once\n", page.path());
+            response(StatusCode::SERVICE_UNAVAILABLE, TEXT, text)
         }
         Page::Index => response(StatusCode::OK, TEXT, index(surface)),
         Page::Ready => match admin.missing() {
@@ -159,9 +179,10 @@ where
     let refuse = |reason: &dyn std::fmt::Display| {
         response(StatusCode::BAD_REQUEST, TEXT, format!("the level stays as it is: {reason}\n"))
     };
-    let body = match Limited::new(body, BODY_LIMIT).collect().await {
-        Ok(body) => body.to_bytes(),
-        Err(error) => return refuse(&error),
+    let body = match timeout(EXCHANGE_TIME, Limited::new(body, BODY_LIMIT).collect()).await {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(error)) => return refuse(&error),
+        Err(late) => return refuse(&late),
     };
     let level = match std::str::from_utf8(&body) {
         Ok(level) => level.trim(),

@@ -1,15 +1,18 @@
 //! The pages as they are asked for.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::time::SystemTime;
 
 use bytes::Bytes;
+use heddle_api::probe::{Action, HttpGet, Kind, Probe, Probes};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::oneshot;
 use tracing_subscriber::reload;
 
+use super::seat::MAX_SILENT;
 use super::*;
 use crate::config::inbound::{AccessLog, Inbound, InboundPort, MtlsMode};
 use crate::config::{
@@ -55,6 +58,10 @@ impl Live for Fixed {
 type Filtering = reload::Layer<tracing_subscriber::EnvFilter, tracing_subscriber::Registry>;
 
 fn admin(live: Fixed) -> (Arc<Admin>, Filtering) {
+    admin_with(live, Probes::default())
+}
+
+fn admin_with(live: Fixed, probes: Probes) -> (Arc<Admin>, Filtering) {
     let (filter, logs) = Logs::for_tests("info");
     let admin = Admin {
         pod: "shop/web-0".parse().unwrap(),
@@ -62,7 +69,7 @@ fn admin(live: Fixed) -> (Arc<Admin>, Filtering) {
         readiness: Readiness::default(),
         logs,
         live: Arc::new(live),
-        probes: Replayer::new(heddle_api::probe::Probes::default(), "127.0.0.1".parse().unwrap()).unwrap(),
+        probes: Replayer::new(probes, "127.0.0.1".parse().unwrap()).unwrap(),
         instance: Instance::new().unwrap(),
     };
     (Arc::new(admin), filter)
@@ -71,7 +78,7 @@ fn admin(live: Fixed) -> (Arc<Admin>, Filtering) {
 async fn ask(admin: &Admin, surface: Surface, method: Method, path: &str, body: &str) -> Response<String> {
     let request =
         Request::builder().method(method).uri(path).body(Full::new(Bytes::from(body.to_owned()))).unwrap();
-    let (parts, body) = pages::answer(admin, surface, request).await.into_parts();
+    let (parts, body) = pages::answer(admin, surface, &Places::new().seat(), request).await.into_parts();
     let text = String::from_utf8(body.collect().await.unwrap().to_bytes().into()).unwrap();
     Response::from_parts(parts, text)
 }
@@ -121,14 +128,15 @@ async fn a_web_page_can_neither_read_nor_change_anything() {
         for (method, path) in [(Method::GET, "/config"), (Method::POST, "/log-level")] {
             let request = Request::builder().method(method).uri(path).header(name, value);
             let request = request.body(Full::new(Bytes::from_static(b"debug"))).unwrap();
-            let answer = pages::answer(&admin, Surface::Admin, request).await;
+            let seat = Places::new().seat();
+            let answer = pages::answer(&admin, Surface::Admin, &seat, request).await;
             assert_eq!(answer.status(), expected, "{name}: {value}, {path}");
         }
     }
     // Prometheus may scrape by name.
     let request = Request::builder().uri("/metrics").header("host", "web.shop.svc:15020");
-    let answer =
-        pages::answer(&admin, Surface::Metrics, request.body(Full::<Bytes>::default()).unwrap()).await;
+    let request = request.body(Full::<Bytes>::default()).unwrap();
+    let answer = pages::answer(&admin, Surface::Metrics, &Places::new().seat(), request).await;
     assert_eq!(answer.status(), StatusCode::OK);
 }
 
@@ -327,10 +335,14 @@ async fn the_scrape_counts_endpoints_of_every_backend_once() {
 }
 
 async fn served() -> (std::net::SocketAddr, Filtering) {
-    let (admin, filter) = admin(shop());
+    served_with(Surface::Admin, Probes::default()).await
+}
+
+async fn served_with(surface: Surface, probes: Probes) -> (std::net::SocketAddr, Filtering) {
+    let (admin, filter) = admin_with(shop(), probes);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    tokio::spawn(serve(listener, Surface::Admin, admin));
+    tokio::spawn(serve(listener, surface, admin));
     (address, filter)
 }
 
@@ -357,16 +369,46 @@ async fn a_connection_carries_one_request_and_head_has_no_body() {
 #[tokio::test(start_paused = true)]
 async fn who_says_nothing_is_closed() {
     let (address, _filter) = served().await;
-    let mut io = TcpStream::connect(address).await.unwrap();
-    io.write_all(b"GET /ready HTTP/1.1\r\nho").await.unwrap();
-    assert!(!read_all(&mut io).await.contains("200"));
+    for beginning in ["", "GET /ready HTTP/1.1\r\nho"] {
+        let mut io = TcpStream::connect(address).await.unwrap();
+        io.write_all(beginning.as_bytes()).await.unwrap();
+        let since = tokio::time::Instant::now();
+        assert!(!read_all(&mut io).await.contains("200"));
+        assert!(since.elapsed() <= 2 * HEADER_TIME, "{:?}", since.elapsed());
+    }
 }
 
 #[tokio::test]
-async fn the_oldest_connection_gives_way() {
+async fn pages_that_nobody_takes_have_an_end_and_keep_no_probe_out() {
+    let mut places = Places::new();
+    let (admin, _filter) = admin(shop());
+    let mut seats = Vec::new();
+    loop {
+        let seat = places.seat();
+        let request = Request::builder().uri("/metrics").body(Full::<Bytes>::default()).unwrap();
+        let status = pages::answer(&admin, Surface::Metrics, &seat, request).await.status();
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            break;
+        }
+        seats.push(seat);
+        assert!(seats.len() < 100, "no end");
+    }
+    for path in ["/ready", "/probe/web/liveness"] {
+        let request = Request::builder().uri(path).body(Full::<Bytes>::default()).unwrap();
+        let answer = pages::answer(&admin, Surface::Metrics, &places.seat(), request).await;
+        assert_ne!(answer.status(), StatusCode::SERVICE_UNAVAILABLE, "{path}");
+    }
+    seats.pop();
+    let request = Request::builder().uri("/metrics").body(Full::<Bytes>::default()).unwrap();
+    let answer = pages::answer(&admin, Surface::Metrics, &places.seat(), request).await;
+    assert_eq!(answer.status(), StatusCode::OK, "a place is free again");
+}
+
+#[tokio::test]
+async fn the_oldest_connection_that_says_nothing_gives_way() {
     let (address, _filter) = served().await;
     let mut open = VecDeque::new();
-    for _ in 0..=MAX_CONNECTIONS {
+    for _ in 0..=MAX_SILENT {
         open.push_back(TcpStream::connect(address).await.unwrap());
     }
     assert_eq!(read_all(&mut open.pop_front().unwrap()).await, "");
@@ -374,4 +416,41 @@ async fn the_oldest_connection_gives_way() {
         io.write_all(b"GET /ready HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n").await.unwrap();
         assert!(read_all(&mut io).await.starts_with("HTTP/1.1 200"));
     }
+}
+
+/// An application whose probe begins with the first of these and ends with the second.
+async fn slow_application() -> (Probes, oneshot::Receiver<()>, oneshot::Sender<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (asked, was_asked) = oneshot::channel();
+    let (answer, may_answer) = oneshot::channel();
+    tokio::spawn(async move {
+        let (mut io, _) = listener.accept().await.unwrap();
+        assert!(io.read(&mut [0; 1024]).await.unwrap() > 0);
+        asked.send(()).unwrap();
+        may_answer.await.unwrap();
+        io.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+    });
+    let get = HttpGet { port, path: "/".to_owned(), https: false, headers: Vec::new() };
+    let mut probes = Probes::default();
+    probes.insert("web", Kind::Liveness, Probe { action: Action::HttpGet(get), timeout_seconds: 60 });
+    (probes, was_asked, answer)
+}
+
+#[tokio::test]
+async fn a_probe_that_is_being_answered_gives_way_to_nobody() {
+    let (probes, asked, answer) = slow_application().await;
+    let (address, _filter) = served_with(Surface::Metrics, probes).await;
+    let mut kubelet = TcpStream::connect(address).await.unwrap();
+    kubelet.write_all(b"GET /probe/web/liveness HTTP/1.1\r\nhost: pod\r\n\r\n").await.unwrap();
+    asked.await.unwrap();
+    let mut silent = VecDeque::new();
+    for _ in 0..4 * MAX_SILENT {
+        silent.push_back(TcpStream::connect(address).await.unwrap());
+    }
+    // They are there, and more than may be.
+    assert_eq!(read_all(&mut silent.pop_front().unwrap()).await, "");
+    answer.send(()).unwrap();
+    let text = read_all(&mut kubelet).await;
+    assert!(text.starts_with("HTTP/1.1 200"), "{text}");
 }

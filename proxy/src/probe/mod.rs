@@ -46,12 +46,6 @@ impl Replayer {
         Ok(Self { probes, ip, tls: tls::config().context("TLS for probes")? })
     }
 
-    /// The longest that a replay may take.
-    #[must_use]
-    pub fn longest(&self) -> Duration {
-        Duration::from_secs(self.probes.longest_seconds().into())
-    }
-
     /// Replays what `path` names, `<container>/<kind>`, with the user agent of whoever asks. What comes back is for
     /// kubelet: the application's status, and words for the pod's events.
     pub async fn replay(&self, path: &str, user_agent: Option<&HeaderValue>) -> (StatusCode, Vec<u8>) {
