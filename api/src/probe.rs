@@ -1,7 +1,9 @@
-//! What the injector tells a sidecar of its pod's probes and hooks, so that `/probe/<container>/<kind>` can replay
-//! them. It travels as JSON in an environment variable of the sidecar's container.
+//! What the injector tells a sidecar of its pod's probes and hooks, so that `/probe/<container>.<token>/<kind>` can
+//! replay them. It travels as JSON in an environment variable of the sidecar's container.
 //!
-//! Only what the pod's spec declared is in it, with ports as numbers: the sidecar does not know the pod's names.
+//! Only what the pod's spec declared is in it, with ports as numbers: the sidecar does not know the pod's names. The
+//! token is for kubelet alone, which reads it in the pod's spec: whoever else reaches the sidecar's port cannot ask. It
+//! is part of the place's name, so that injectors and sidecars from before there were tokens read it too.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,7 +20,11 @@ const LONGEST: usize = 96 * 1024;
 /// Seconds that a replay may take; a hook may last as long as a pod takes to terminate.
 pub const LONGEST_SECONDS: u32 = 3600;
 
-/// All of a pod's, by container and kind.
+/// What nobody can guess: 128 bits. One pod has one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Token(u128);
+
+/// All of a pod's, by place and kind. A place is a container, and a token where the injector made one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Probes(BTreeMap<String, BTreeMap<Kind, Probe>>);
@@ -111,18 +117,50 @@ impl fmt::Display for Kind {
     }
 }
 
-impl Probes {
-    /// Adds one; what was there for that container and kind is replaced.
-    pub fn insert(&mut self, container: &str, kind: Kind, probe: Probe) {
-        self.0.entry(container.to_owned()).or_default().insert(kind, probe);
+impl Token {
+    /// Of random bits.
+    #[must_use]
+    pub const fn new(bits: [u8; 16]) -> Self {
+        Self(u128::from_be_bytes(bits))
     }
 
-    /// The one that a path asks for: what follows `/probe/`.
+    /// What a container's probes and hooks are found at. No container's name has a dot.
     #[must_use]
-    pub fn find(&self, path: &str) -> Option<&Probe> {
-        let (container, kind) = path.split_once('/')?;
+    pub fn place(self, container: &str) -> String {
+        format!("{container}.{:032x}", self.0)
+    }
+
+    fn of(place: &str) -> Option<Self> {
+        let (_, token) = place.split_once('.')?;
+        (token.len() == 32).then(|| u128::from_str_radix(token, 16).ok().map(Self))?
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token")
+    }
+}
+
+impl Probes {
+    /// Adds one; what was there for that place and kind is replaced.
+    pub fn insert(&mut self, place: &str, kind: Kind, probe: Probe) {
+        self.0.entry(place.to_owned()).or_default().insert(kind, probe);
+    }
+
+    /// The one that a path asks for: what follows `/probe/`. How long that takes tells nothing of a token.
+    #[must_use]
+    pub fn find(&self, path: &str) -> Option<(Kind, &Probe)> {
+        let (place, kind) = path.split_once('/')?;
         let kind = Kind::ALL.into_iter().find(|known| known.as_str() == kind)?;
-        self.0.get(container)?.get(&kind)
+        let (_, kinds) = self.0.iter().find(|(known, _)| same(known, place))?;
+        Some((kind, kinds.get(&kind)?))
+    }
+
+    /// The token of those that are there.
+    #[must_use]
+    pub fn token(&self) -> Option<Token> {
+        self.0.keys().find_map(|place| Token::of(place))
     }
 
     /// Whether there is none.
@@ -169,6 +207,13 @@ impl Probes {
     }
 }
 
+/// Compares in a time that depends on the lengths alone.
+fn same(one: &str, other: &str) -> bool {
+    let differ =
+        one.bytes().zip(other.bytes()).fold(0, |differ, (a, b)| std::hint::black_box(differ | (a ^ b)));
+    one.len() == other.len() && differ == 0
+}
+
 impl FromStr for Probes {
     type Err = String;
 
@@ -202,10 +247,30 @@ mod tests {
     fn what_the_injector_writes_is_what_the_sidecar_reads() {
         let probes: Probes = TEXT.parse().unwrap();
         assert_eq!(probes.to_string(), TEXT);
-        assert_eq!(probes.find("web/readiness").unwrap().action, Action::TcpSocket { port: 9000 });
+        let (kind, probe) = probes.find("web/readiness").unwrap();
+        assert_eq!((kind, &probe.action), (Kind::Readiness, &Action::TcpSocket { port: 9000 }));
         assert_eq!(probes.ports().len(), 3);
         for unknown in ["web", "web/startup", "other/liveness", "web/liveness/", ""] {
             assert_eq!(probes.find(unknown), None, "{unknown}");
+        }
+    }
+
+    #[test]
+    fn who_does_not_know_the_token_finds_nothing() {
+        let token = Token::new([0xab; 16]);
+        let place = token.place("web");
+        assert_eq!(place, "web.abababababababababababababababab");
+        let probe = Probe { action: Action::TcpSocket { port: 9000 }, timeout_seconds: 1 };
+        let mut probes = Probes::default();
+        assert_eq!(probes.token(), None);
+        probes.insert(&place, Kind::PreStop, probe);
+        let probes: Probes = probes.to_string().parse().unwrap();
+        assert_eq!(probes.token(), Some(token));
+        assert!(probes.find(&format!("{place}/preStop")).is_some());
+        for other in
+            ["web", "web.", "web.0", &Token::new([0; 16]).place("web"), &format!("{place}0"), &place[..35]]
+        {
+            assert_eq!(probes.find(&format!("{other}/preStop")), None, "{other}");
         }
     }
 

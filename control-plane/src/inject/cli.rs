@@ -8,7 +8,7 @@ use std::{
 use anyhow::Context as _;
 use clap::Args;
 
-use super::{Settings, offline, settings};
+use super::{Settings, offline, probes::random_token, settings};
 
 /// Bytes of manifests that are read.
 const LONGEST: u64 = 64 << 20;
@@ -51,7 +51,8 @@ impl InjectArgs {
         let mut refusals = Vec::new();
         for path in &self.filename {
             let text = read(path).with_context(|| path.display().to_string())?;
-            let injected = offline::manifests(&text, &common).with_context(|| path.display().to_string())?;
+            let injected = offline::manifests(&text, &common, random_token)
+                .with_context(|| path.display().to_string())?;
             for warning in &injected.warnings {
                 say(&format!("heddle: {}: {warning}", path.display()));
             }

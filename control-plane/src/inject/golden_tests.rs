@@ -6,9 +6,10 @@
 use std::{fs, path::Path};
 
 use clap::Parser as _;
-use serde_json::Value;
+use heddle_api::probe::{Probes, Token};
+use serde_json::{Value, json};
 
-use super::{Settings, offline};
+use super::{Asked, Outcome, Settings, offline};
 
 fn folder() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src/inject/golden")
@@ -31,6 +32,7 @@ fn inject(text: &str) -> (String, offline::Injected) {
             image: "heddle-proxy:test".to_owned(),
             ..Settings::default()
         },
+        || Token::new([0x5e; 16]),
     )
     .unwrap();
     let mut out = String::new();
@@ -102,7 +104,7 @@ fn the_containers_flags_are_those_of_heddle_proxy() {
                         .flatten()
                         .find(|env| env["name"] == "HEDDLE_PROBES");
                     if let Some(text) = probes.and_then(|env| env["value"].as_str()) {
-                        text.parse::<heddle_api::probe::Probes>().unwrap();
+                        text.parse::<Probes>().unwrap();
                     }
                     seen += 1;
                 }
@@ -110,4 +112,61 @@ fn the_containers_flags_are_those_of_heddle_proxy() {
         }
     }
     assert!(seen >= 12, "{seen} containers");
+}
+
+/// What a pod's liveness probe asks for, and what its sidecar knows.
+fn asked_and_known(pod: &Value, container: usize) -> (String, Probes) {
+    let path = pod["spec"]["containers"][container]["livenessProbe"]["httpGet"]["path"].as_str().unwrap();
+    let env = pod["spec"]["initContainers"][1]["env"].as_array().unwrap();
+    let probes = env.iter().find(|env| env["name"] == "HEDDLE_PROBES").unwrap()["value"].as_str().unwrap();
+    (path.strip_prefix("/probe/").unwrap().to_owned(), probes.parse().unwrap())
+}
+
+fn patched(mut pod: Value) -> Value {
+    match super::inject(&pod, Asked::ByNamespace, &Settings::default()).unwrap() {
+        Outcome::Unchanged => {}
+        Outcome::Patched { patch, .. } => json_patch::patch(&mut pod, &patch).unwrap(),
+    }
+    pod
+}
+
+#[test]
+fn each_pod_has_a_token_of_its_own_and_keeps_it() {
+    let container = |name: &str| json!({"name": name, "livenessProbe": {"tcpSocket": {"port": 8080}}});
+    let plain = json!({"metadata": {}, "spec": {"containers": [container("web")]}});
+    let pod = patched(plain.clone());
+    let (path, probes) = asked_and_known(&pod, 0);
+    assert!(probes.find(&path).is_some() && probes.find("web/liveness").is_none(), "{path}");
+    assert_ne!(asked_and_known(&patched(plain), 0).0, path, "it can be guessed");
+
+    // Asked again, as it is and with what another webhook added.
+    assert_eq!(patched(pod.clone()), pod);
+    let mut extended = pod;
+    extended["spec"]["containers"].as_array_mut().unwrap().push(container("late"));
+    let extended = patched(extended);
+    let (late, all) = asked_and_known(&extended, 1);
+    assert_eq!(asked_and_known(&extended, 0).0, path);
+    assert_eq!(late, path.replace("web", "late"), "one token for all of the pod's");
+    assert!(all.find(&path).is_some() && all.find(&late).is_some());
+}
+
+#[test]
+fn probes_from_before_there_were_tokens_stay_as_they_are() {
+    let old = r#"{"web":{"liveness":{"tcpSocket":{"port":8080},"timeoutSeconds":1}}}"#;
+    let pod = json!({"metadata": {}, "spec": {
+        "initContainers": [
+            {"name": "heddle-redirect"},
+            {"name": "heddle-proxy", "restartPolicy": "Always", "env": [{"name": "HEDDLE_PROBES", "value": old}]},
+        ],
+        "containers": [
+            {"name": "web", "livenessProbe": {"httpGet": {"path": "/probe/web/liveness", "port": 15020}}},
+            {"name": "late", "livenessProbe": {"tcpSocket": {"port": 8081}}},
+        ],
+    }});
+    let pod = patched(pod);
+    let (path, probes) = asked_and_known(&pod, 0);
+    assert_eq!(path, "web/liveness");
+    let (late, _) = asked_and_known(&pod, 1);
+    assert!(probes.find(&path).is_some() && probes.find(&late).is_some(), "{late}");
+    assert_ne!(late, "late/liveness");
 }

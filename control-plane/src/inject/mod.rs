@@ -5,7 +5,7 @@
 //! two containers, [`probes`] leads kubelet's questions through the sidecar. What a pod has that this version of Heddle
 //! does not know stays as it is: the pod is read with Kubernetes' types and changed by path.
 //!
-//! Idempotent: a pod that has its sidecar gets no second one. A container that another webhook added after us has its
+//! Idempotent: a pod that has its sidecar gets no second one, and keeps the token of its probes. A container that another webhook added after us has its
 //! probes rewritten when we are asked again (`reinvocationPolicy: IfNeeded`).
 
 pub mod ask;
@@ -22,7 +22,10 @@ pub mod webhook;
 #[cfg(test)]
 mod golden_tests;
 
-use heddle_api::{SIDECAR_ANNOTATION, probe::Probes};
+use heddle_api::{
+    SIDECAR_ANNOTATION,
+    probe::{Probes, Token},
+};
 use json_patch::Patch;
 use k8s_openapi::{
     api::core::v1::{Container, PodSpec},
@@ -118,11 +121,27 @@ pub enum Refusal {
     },
 }
 
+/// Where the token of a pod's probes comes from.
+pub type NewToken = fn() -> Token;
+
 /// Injects a sidecar into `pod` (with `metadata` and `spec`) where it asks for one.
 ///
 /// # Errors
 /// When it asks for one and cannot have it.
 pub fn inject(pod: &Value, asked: Asked, settings: &Settings) -> Result<Outcome, Refusal> {
+    inject_with(pod, asked, settings, probes::random_token)
+}
+
+/// The same, with tokens from `new_token`.
+///
+/// # Errors
+/// When the pod asks for a sidecar and cannot have it.
+pub fn inject_with(
+    pod: &Value,
+    asked: Asked,
+    settings: &Settings,
+    new_token: NewToken,
+) -> Result<Outcome, Refusal> {
     let read: Pod = Deserialize::deserialize(pod).map_err(|error| Refusal::NotAPod(format!("{error}")))?;
     if !ask::wants(&read.metadata, asked)? {
         return Ok(Outcome::Unchanged);
@@ -135,7 +154,7 @@ pub fn inject(pod: &Value, asked: Asked, settings: &Settings) -> Result<Outcome,
     let present = sidecar::position(&read.spec);
     let mut all =
         present.map_or_else(Probes::default, |at| sidecar::probes(&init_containers(&read.spec)[at]));
-    probes::rewrite(&read.spec, pod, &mut edits, &mut all, &mut warnings);
+    probes::rewrite(&read.spec, pod, &mut edits, &mut all, new_token, &mut warnings);
     match present {
         Some(at) if edits.is_empty() => {
             tracing::trace!(at, "the pod has its sidecar");

@@ -4,7 +4,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Asked, Outcome, Settings, inject};
+use super::{Asked, NewToken, Outcome, Settings, inject_with};
 
 /// Levels of `List` within `List`.
 const DEEPEST: usize = 4;
@@ -31,28 +31,39 @@ impl Injected {
     }
 }
 
-/// Injects sidecars into all pods and workloads of YAML or JSON documents.
+/// Injects sidecars into all pods and workloads of YAML or JSON documents. The pods of a workload share their template's
+/// token, as they share its containers.
 ///
 /// # Errors
 /// When one does not parse, with its place.
-pub fn manifests(text: &str, settings: &Settings) -> Result<Injected, serde_norway::Error> {
+pub fn manifests(
+    text: &str,
+    settings: &Settings,
+    new_token: NewToken,
+) -> Result<Injected, serde_norway::Error> {
     let mut injected = Injected::default();
     for document in serde_norway::Deserializer::from_str(text) {
         let mut document = Value::deserialize(document)?;
         if document.is_null() {
             continue;
         }
-        object(&mut document, settings, &mut injected, DEEPEST);
+        object(&mut document, settings, new_token, &mut injected, DEEPEST);
         injected.documents.push(document);
     }
     Ok(injected)
 }
 
-fn object(object_: &mut Value, settings: &Settings, injected: &mut Injected, depth: usize) {
+fn object(
+    object_: &mut Value,
+    settings: &Settings,
+    new_token: NewToken,
+    injected: &mut Injected,
+    depth: usize,
+) {
     let kind = object_["kind"].as_str().unwrap_or_default().to_owned();
     if kind == "List" && depth > 0 {
         for item in object_["items"].as_array_mut().into_iter().flatten() {
-            object(item, settings, injected, depth - 1);
+            object(item, settings, new_token, injected, depth - 1);
         }
         return;
     }
@@ -63,7 +74,7 @@ fn object(object_: &mut Value, settings: &Settings, injected: &mut Injected, dep
         injected.refusals.push(format!("{subject}: it has no pod template at {path}"));
         return;
     };
-    match inject(pod, Asked::ByNamespace, settings) {
+    match inject_with(pod, Asked::ByNamespace, settings, new_token) {
         Ok(Outcome::Unchanged) => {}
         Ok(Outcome::Patched { patch, warnings }) => {
             injected.warnings.extend(warnings.into_iter().map(|warning| format!("{subject}: {warning}")));

@@ -1,12 +1,13 @@
 //! Leads kubelet's probes and HTTP lifecycle hooks to the sidecar, which replays them: kubelet has no identity in the
-//! mesh, and so a Strict namespace needs no hole for it.
+//! mesh, and so a Strict namespace needs no hole for it. Port 15020 is open to everyone, so their paths have a token
+//! that nobody can guess: it stands in the pod's spec, for kubelet and the sidecar.
 //!
 //! Left alone: `exec` and `sleep`, which do not come by the network; what names a `host` of its own; `tcpSocket` hooks,
 //! which Kubernetes ignores.
 
 use heddle_api::{
     ports,
-    probe::{Action, HttpGet, Kind, LONGEST_SECONDS, Probe, Probes},
+    probe::{Action, HttpGet, Kind, LONGEST_SECONDS, Probe, Probes, Token},
 };
 use k8s_openapi::{
     api::core::v1::{
@@ -16,7 +17,7 @@ use k8s_openapi::{
 };
 use serde_json::{Value, json};
 
-use super::{edit::Edits, init_containers, sidecar};
+use super::{NewToken, edit::Edits, init_containers, sidecar};
 
 /// Where the sidecar replays.
 const PREFIX: &str = "/probe/";
@@ -33,14 +34,24 @@ enum Left {
     Saying(String),
 }
 
-/// Rewrites all of the pod's that are not yet; `all` gains what they were.
+/// A token, from the system's generator.
+#[must_use]
+pub fn random_token() -> Token {
+    let mut bits = [0; 16];
+    aws_lc_rs::rand::fill(&mut bits).expect("the system has randomness");
+    Token::new(bits)
+}
+
+/// Rewrites all of the pod's that are not yet; `all` gains what they were. The pod's token stays what it is.
 pub(super) fn rewrite(
     spec: &PodSpec,
     pod: &Value,
     edits: &mut Edits<'_>,
     all: &mut Probes,
+    new_token: NewToken,
     warnings: &mut Vec<String>,
 ) {
+    let mut token = all.token();
     let grace = spec.termination_grace_period_seconds.unwrap_or(DEFAULT_GRACE);
     let lists = [("initContainers", init_containers(spec)), ("containers", spec.containers.as_slice())];
     for (list, containers) in lists {
@@ -54,8 +65,9 @@ pub(super) fn rewrite(
                 match action(container, &asked) {
                     Ok(action) => {
                         let probe = Probe { action, timeout_seconds: seconds(asked.timeout) };
-                        all.insert(&container.name, asked.kind, probe);
-                        edits.replace(&path, rewritten(pod, &path, &container.name, asked.kind));
+                        let place = token.get_or_insert_with(new_token).place(&container.name);
+                        all.insert(&place, asked.kind, probe);
+                        edits.replace(&path, rewritten(pod, &path, &place, asked.kind));
                     }
                     Err(Left::Quietly) => {}
                     Err(Left::Saying(why)) => {
@@ -186,13 +198,13 @@ fn seconds(timeout: i64) -> u32 {
 }
 
 /// What was there, but for what it does: periods, thresholds and whatever else kubelet knows stay.
-fn rewritten(pod: &Value, path: &[&str], container: &str, kind: Kind) -> Value {
+fn rewritten(pod: &Value, path: &[&str], place: &str, kind: Kind) -> Value {
     let at: String = path.iter().flat_map(|name| ["/", name]).collect();
     let mut declared = pod.pointer(&at).and_then(Value::as_object).cloned().unwrap_or_default();
     for action in ["httpGet", "tcpSocket", "grpc"] {
         declared.remove(action);
     }
-    let get = json!({ "path": format!("{PREFIX}{container}/{kind}"), "port": ports::METRICS });
+    let get = json!({ "path": format!("{PREFIX}{place}/{kind}"), "port": ports::METRICS });
     declared.insert("httpGet".to_owned(), get);
     Value::Object(declared)
 }

@@ -57,7 +57,9 @@ impl Page {
             Self::Metrics => "what the sidecar counts, as OpenMetrics",
             Self::Config => "what the sidecar knows of the mesh, as JSON",
             Self::Instance => "a word that is this process's alone",
-            Self::Probe => "…<container>/<kind>: replays a probe or hook of the pod's spec",
+            Self::Probe => {
+                "…<container>.<token>/<kind>: replays a probe or hook of the pod's spec, as that spells it"
+            }
             Self::LogLevel => "the level of the log; PUT or POST another, as `info,heddle_proxy=debug`",
         }
     }
@@ -73,15 +75,6 @@ impl Page {
         match self {
             Self::LogLevel => "GET, HEAD, PUT, POST",
             _ => "GET, HEAD",
-        }
-    }
-
-    /// What it costs to answer with it; none: next to nothing.
-    const fn work(self) -> Option<Work> {
-        match self {
-            Self::Metrics | Self::Config => Some(Work::Page),
-            Self::Probe => Some(Work::Replay),
-            Self::Index | Self::Ready | Self::LogLevel | Self::Instance => None,
         }
     }
 
@@ -109,8 +102,7 @@ where
         return response(StatusCode::FORBIDDEN, TEXT, text);
     }
     let Some(page) = Page::find(surface, parts.uri.path()) else {
-        let text = format!("no such page; there are:\n{}", index(surface));
-        return response(StatusCode::NOT_FOUND, TEXT, text);
+        return no_such_page(surface);
     };
     let reads = matches!(parts.method, Method::GET | Method::HEAD);
     match page {
@@ -121,10 +113,7 @@ where
             response.headers_mut().insert(ALLOW, HeaderValue::from_static(page.methods()));
             response
         }
-        _ if page.work().is_some_and(|work| !seat.take(work)) => {
-            let text = format!("{} is being answered too often at once\n", page.path());
-            response(StatusCode::SERVICE_UNAVAILABLE, TEXT, text)
-        }
+        Page::Metrics | Page::Config if !seat.take(Work::Page) => busy(page),
         Page::Index => response(StatusCode::OK, TEXT, index(surface)),
         Page::Ready => match admin.missing() {
             None => response(StatusCode::OK, TEXT, "ready\n"),
@@ -135,7 +124,12 @@ where
         Page::LogLevel => show_level(admin),
         Page::Instance => response(StatusCode::OK, TEXT, admin.instance.to_string()),
         Page::Probe => {
-            let probe = parts.uri.path().strip_prefix(page.path()).unwrap_or_default();
+            let place = parts.uri.path().strip_prefix(page.path()).unwrap_or_default();
+            // Who does not know the token is told no more than of any other page.
+            let Some((_, probe)) = admin.probes.find(place) else { return no_such_page(surface) };
+            if !seat.take(Work::Replay) {
+                return busy(page);
+            }
             let (status, text) = admin.probes.replay(probe, parts.headers.get(USER_AGENT)).await;
             response(status, TEXT, text)
         }
@@ -154,6 +148,15 @@ fn is_direct(parts: &http::request::Parts) -> bool {
         })
     });
     names_us && !parts.headers.contains_key(ORIGIN)
+}
+
+fn no_such_page(surface: Surface) -> Response<Full<Bytes>> {
+    response(StatusCode::NOT_FOUND, TEXT, format!("no such page; there are:\n{}", index(surface)))
+}
+
+fn busy(page: Page) -> Response<Full<Bytes>> {
+    let text = format!("{} is being answered too often at once\n", page.path());
+    response(StatusCode::SERVICE_UNAVAILABLE, TEXT, text)
 }
 
 fn index(surface: Surface) -> String {

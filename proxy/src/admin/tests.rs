@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use heddle_api::probe::{Action, HttpGet, Kind, Probe, Probes};
+use heddle_api::probe::{Action, HttpGet, Kind, Probe, Probes, Token};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use serde_json::{Value, json};
@@ -435,6 +435,26 @@ async fn slow_application() -> (Probes, oneshot::Receiver<()>, oneshot::Sender<(
     let mut probes = Probes::default();
     probes.insert("web", Kind::Liveness, Probe { action: Action::HttpGet(get), timeout_seconds: 60 });
     (probes, was_asked, answer)
+}
+
+#[tokio::test]
+async fn who_does_not_know_the_token_learns_nothing_of_probes() {
+    let token = Token::new([7; 16]);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let action = Action::TcpSocket { port: listener.local_addr().unwrap().port() };
+    let mut probes = Probes::default();
+    probes.insert(&token.place("web"), Kind::Liveness, Probe { action, timeout_seconds: 5 });
+    let (admin, _filter) = admin_with(shop(), probes);
+    let get = async |path: &str| ask(&admin, Surface::Metrics, Method::GET, path, "").await;
+    let unknown = get("/stats").await;
+    let other = Token::new([8; 16]).place("web");
+    for path in ["/probe/web/liveness".to_owned(), format!("/probe/{other}/liveness"), "/probe/x".to_owned()]
+    {
+        let answer = get(&path).await;
+        assert_eq!((answer.status(), answer.body()), (unknown.status(), unknown.body()), "{path}");
+    }
+    let known = get(&format!("/probe/{}/liveness", token.place("web"))).await;
+    assert_eq!(known.status(), StatusCode::OK);
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! `/probe/<container>/<kind>`: replays what the pod's spec declared, at the pod's own address, and nothing else.
+//! `/probe/<container>.<token>/<kind>`: replays what the pod's spec declared, at the pod's own address, and nothing else.
 //!
 //! Kubelet has no identity in the mesh, so the injector leads its probes and hooks here and hands the sidecar what they
 //! were (`heddle_api::probe`). The application still decides: a TCP probe succeeds when the application accepts. Each
@@ -15,7 +15,7 @@ use std::{
 
 use ::http::{HeaderValue, StatusCode};
 use anyhow::Context as _;
-use heddle_api::probe::{Action, HttpGet, Probe, Probes};
+use heddle_api::probe::{Action, HttpGet, Kind, Probe, Probes};
 use rustls::ClientConfig;
 use tokio::{net::TcpStream, time::timeout};
 use tonic::transport::Endpoint;
@@ -46,19 +46,21 @@ impl Replayer {
         Ok(Self { probes, ip, tls: tls::config().context("TLS for probes")? })
     }
 
-    /// Replays what `path` names, `<container>/<kind>`, with the user agent of whoever asks. What comes back is for
-    /// kubelet: the application's status, and words for the pod's events.
-    pub async fn replay(&self, path: &str, user_agent: Option<&HeaderValue>) -> (StatusCode, Vec<u8>) {
-        let Some(probe) = self.probes.find(path) else {
-            let text = format!("the pod's spec declares no such probe or hook: {path}\n");
-            return (StatusCode::NOT_FOUND, text.into());
-        };
+    /// The one that a path asks for: what follows `/probe/`.
+    #[must_use]
+    pub fn find(&self, path: &str) -> Option<(Kind, &Probe)> {
+        self.probes.find(path)
+    }
+
+    /// Replays one of them, with the user agent of whoever asks. What comes back is for kubelet: the application's
+    /// status, and words for the pod's events.
+    pub async fn replay(&self, probe: &Probe, user_agent: Option<&HeaderValue>) -> (StatusCode, Vec<u8>) {
         let limit = Duration::from_secs(probe.timeout_seconds.into());
         match timeout(limit, self.act(probe, user_agent)).await {
             Ok(Ok(answer)) => (answer.status, answer.body),
             Ok(Err(reason)) => (StatusCode::SERVICE_UNAVAILABLE, reason.into()),
             Err(_) => {
-                let text = format!("{path}: the application took longer than {limit:?}");
+                let text = format!("the application took longer than {limit:?}");
                 (StatusCode::GATEWAY_TIMEOUT, text.into())
             }
         }
