@@ -109,6 +109,12 @@ impl Kind {
             Self::PreStop => "preStop",
         }
     }
+
+    /// Whether it is a lifecycle hook, of which kubelet does not look at the status.
+    #[must_use]
+    pub const fn is_hook(self) -> bool {
+        matches!(self, Self::PostStart | Self::PreStop)
+    }
 }
 
 impl fmt::Display for Kind {

@@ -126,7 +126,7 @@ async fn connection(io: TcpStream, surface: Surface, admin: Arc<Admin>, seat: Ar
     let service = service_fn(|request| async {
         let answer = pages::answer(&admin, surface, &seat, request).await;
         answered.notify_one();
-        Ok::<_, Infallible>(answer)
+        answer
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

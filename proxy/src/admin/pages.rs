@@ -13,6 +13,7 @@ use tokio::time::timeout;
 
 use super::seat::{Seat, Work};
 use super::{Admin, EXCHANGE_TIME, Surface, config_view};
+use crate::probe::Failure;
 use crate::redirect::check;
 
 /// Longest body that is read.
@@ -85,13 +86,22 @@ impl Page {
     }
 }
 
+/// A hook that could not be run. Kubelet takes every status of a hook for success; only a connection that ends without
+/// one is a failure to it (`runHTTPHandler` in its `pkg/kubelet/lifecycle/handlers.go`).
+#[derive(Debug, thiserror::Error)]
+#[error("the hook could not be run: {0}")]
+pub(super) struct NotRun(String);
+
 /// Answers one request. A HEAD is answered as a GET; the server leaves the body out.
+///
+/// # Errors
+/// When the connection must end without an answer.
 pub(super) async fn answer<B>(
     admin: &Admin,
     surface: Surface,
     seat: &Seat,
     request: Request<B>,
-) -> Response<Full<Bytes>>
+) -> Result<Response<Full<Bytes>>, NotRun>
 where
     B: Body,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -99,13 +109,13 @@ where
     let (parts, body) = request.into_parts();
     if surface == Surface::Admin && !is_direct(&parts) {
         let text = "the admin pages are asked for by address or as localhost, and by no web page\n";
-        return response(StatusCode::FORBIDDEN, TEXT, text);
+        return Ok(response(StatusCode::FORBIDDEN, TEXT, text));
     }
     let Some(page) = Page::find(surface, parts.uri.path()) else {
-        return no_such_page(surface);
+        return Ok(no_such_page(surface));
     };
     let reads = matches!(parts.method, Method::GET | Method::HEAD);
-    match page {
+    Ok(match page {
         Page::LogLevel if matches!(parts.method, Method::PUT | Method::POST) => set_level(admin, body).await,
         _ if !reads => {
             let text = format!("{} takes {}\n", page.path(), page.methods());
@@ -113,7 +123,9 @@ where
             response.headers_mut().insert(ALLOW, HeaderValue::from_static(page.methods()));
             response
         }
-        Page::Metrics | Page::Config if !seat.take(Work::Page) => busy(page),
+        Page::Metrics | Page::Config if !seat.take(Work::Page) => {
+            response(StatusCode::SERVICE_UNAVAILABLE, TEXT, busy(page))
+        }
         Page::Index => response(StatusCode::OK, TEXT, index(surface)),
         Page::Ready => match admin.missing() {
             None => response(StatusCode::OK, TEXT, "ready\n"),
@@ -126,14 +138,23 @@ where
         Page::Probe => {
             let place = parts.uri.path().strip_prefix(page.path()).unwrap_or_default();
             // Who does not know the token is told no more than of any other page.
-            let Some((_, probe)) = admin.probes.find(place) else { return no_such_page(surface) };
-            if !seat.take(Work::Replay) {
-                return busy(page);
+            let Some((kind, probe)) = admin.probes.find(place) else { return Ok(no_such_page(surface)) };
+            let answer = if seat.take(Work::Replay) {
+                admin.probes.replay(probe, parts.headers.get(USER_AGENT)).await
+            } else {
+                Err(Failure { status: StatusCode::SERVICE_UNAVAILABLE, reason: busy(page) })
+            };
+            match answer {
+                Ok(answer) => response(answer.status, TEXT, answer.body),
+                Err(failure) if kind.is_hook() => {
+                    let reason = failure.reason;
+                    tracing::warn!(hook = %kind, reason, "a lifecycle hook of the pod could not be run");
+                    return Err(NotRun(reason));
+                }
+                Err(failure) => response(failure.status, TEXT, failure.reason),
             }
-            let (status, text) = admin.probes.replay(probe, parts.headers.get(USER_AGENT)).await;
-            response(status, TEXT, text)
         }
-    }
+    })
 }
 
 /// Whether no web page in somebody's browser is behind the request. A page of another origin can have the browser POST
@@ -154,9 +175,8 @@ fn no_such_page(surface: Surface) -> Response<Full<Bytes>> {
     response(StatusCode::NOT_FOUND, TEXT, format!("no such page; there are:\n{}", index(surface)))
 }
 
-fn busy(page: Page) -> Response<Full<Bytes>> {
-    let text = format!("{} is being answered too often at once\n", page.path());
-    response(StatusCode::SERVICE_UNAVAILABLE, TEXT, text)
+fn busy(page: Page) -> String {
+    format!("{} is being answered too often at once\n", page.path())
 }
 
 fn index(surface: Surface) -> String {

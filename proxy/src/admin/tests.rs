@@ -78,7 +78,8 @@ fn admin_with(live: Fixed, probes: Probes) -> (Arc<Admin>, Filtering) {
 async fn ask(admin: &Admin, surface: Surface, method: Method, path: &str, body: &str) -> Response<String> {
     let request =
         Request::builder().method(method).uri(path).body(Full::new(Bytes::from(body.to_owned()))).unwrap();
-    let (parts, body) = pages::answer(admin, surface, &Places::new().seat(), request).await.into_parts();
+    let (parts, body) =
+        pages::answer(admin, surface, &Places::new().seat(), request).await.unwrap().into_parts();
     let text = String::from_utf8(body.collect().await.unwrap().to_bytes().into()).unwrap();
     Response::from_parts(parts, text)
 }
@@ -129,14 +130,14 @@ async fn a_web_page_can_neither_read_nor_change_anything() {
             let request = Request::builder().method(method).uri(path).header(name, value);
             let request = request.body(Full::new(Bytes::from_static(b"debug"))).unwrap();
             let seat = Places::new().seat();
-            let answer = pages::answer(&admin, Surface::Admin, &seat, request).await;
+            let answer = pages::answer(&admin, Surface::Admin, &seat, request).await.unwrap();
             assert_eq!(answer.status(), expected, "{name}: {value}, {path}");
         }
     }
     // Prometheus may scrape by name.
     let request = Request::builder().uri("/metrics").header("host", "web.shop.svc:15020");
     let request = request.body(Full::<Bytes>::default()).unwrap();
-    let answer = pages::answer(&admin, Surface::Metrics, &Places::new().seat(), request).await;
+    let answer = pages::answer(&admin, Surface::Metrics, &Places::new().seat(), request).await.unwrap();
     assert_eq!(answer.status(), StatusCode::OK);
 }
 
@@ -386,7 +387,7 @@ async fn pages_that_nobody_takes_have_an_end_and_keep_no_probe_out() {
     loop {
         let seat = places.seat();
         let request = Request::builder().uri("/metrics").body(Full::<Bytes>::default()).unwrap();
-        let status = pages::answer(&admin, Surface::Metrics, &seat, request).await.status();
+        let status = pages::answer(&admin, Surface::Metrics, &seat, request).await.unwrap().status();
         if status == StatusCode::SERVICE_UNAVAILABLE {
             break;
         }
@@ -395,12 +396,12 @@ async fn pages_that_nobody_takes_have_an_end_and_keep_no_probe_out() {
     }
     for path in ["/ready", "/probe/web/liveness"] {
         let request = Request::builder().uri(path).body(Full::<Bytes>::default()).unwrap();
-        let answer = pages::answer(&admin, Surface::Metrics, &places.seat(), request).await;
+        let answer = pages::answer(&admin, Surface::Metrics, &places.seat(), request).await.unwrap();
         assert_ne!(answer.status(), StatusCode::SERVICE_UNAVAILABLE, "{path}");
     }
     seats.pop();
     let request = Request::builder().uri("/metrics").body(Full::<Bytes>::default()).unwrap();
-    let answer = pages::answer(&admin, Surface::Metrics, &places.seat(), request).await;
+    let answer = pages::answer(&admin, Surface::Metrics, &places.seat(), request).await.unwrap();
     assert_eq!(answer.status(), StatusCode::OK, "a place is free again");
 }
 
@@ -473,4 +474,35 @@ async fn a_probe_that_is_being_answered_gives_way_to_nobody() {
     answer.send(()).unwrap();
     let text = read_all(&mut kubelet).await;
     assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+}
+
+#[tokio::test]
+async fn a_hook_that_cannot_be_run_fails_in_kubelets_eyes_and_one_with_a_status_does_not() {
+    let ask = async |kind: Kind, answer: &'static str| {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            // Without an answer nobody listens.
+            if !answer.is_empty() {
+                let (mut io, _) = listener.accept().await.unwrap();
+                assert!(io.read(&mut [0; 1024]).await.unwrap() > 0);
+                io.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        let get = HttpGet { port, path: "/".to_owned(), https: false, headers: Vec::new() };
+        let mut probes = Probes::default();
+        probes.insert("web", kind, Probe { action: Action::HttpGet(get), timeout_seconds: 60 });
+        let (address, _filter) = served_with(Surface::Metrics, probes).await;
+        let mut kubelet = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET /probe/web/{kind} HTTP/1.1\r\nhost: pod\r\n\r\n");
+        kubelet.write_all(request.as_bytes()).await.unwrap();
+        read_all(&mut kubelet).await
+    };
+    for kind in [Kind::PostStart, Kind::PreStop] {
+        assert_eq!(ask(kind, "").await, "", "{kind}: nobody listens");
+        assert_eq!(ask(kind, "HTTP/1.1 2").await, "", "{kind}: it breaks off");
+        let text = ask(kind, "HTTP/1.1 500 Oops\r\ncontent-length: 0\r\n\r\n").await;
+        assert!(text.starts_with("HTTP/1.1 500"), "{kind}: {text}");
+    }
+    assert!(ask(Kind::Liveness, "").await.starts_with("HTTP/1.1 503"));
 }

@@ -37,6 +37,15 @@ pub struct Replayer {
     tls: Arc<ClientConfig>,
 }
 
+/// Why a replay has no answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// What a probe is answered with.
+    pub status: StatusCode,
+    /// For people.
+    pub reason: String,
+}
+
 impl Replayer {
     /// At the pod's address.
     ///
@@ -53,16 +62,19 @@ impl Replayer {
     }
 
     /// Replays one of them, with the user agent of whoever asks. What comes back is for kubelet: the application's
-    /// status, and words for the pod's events.
-    pub async fn replay(&self, probe: &Probe, user_agent: Option<&HeaderValue>) -> (StatusCode, Vec<u8>) {
+    /// answer, or why there is none.
+    ///
+    /// # Errors
+    /// When the application cannot be reached, breaks off, or takes longer than declared.
+    pub async fn replay(&self, probe: &Probe, user_agent: Option<&HeaderValue>) -> Result<Answer, Failure> {
         let limit = Duration::from_secs(probe.timeout_seconds.into());
         match timeout(limit, self.act(probe, user_agent)).await {
-            Ok(Ok(answer)) => (answer.status, answer.body),
-            Ok(Err(reason)) => (StatusCode::SERVICE_UNAVAILABLE, reason.into()),
-            Err(_) => {
-                let text = format!("the application took longer than {limit:?}");
-                (StatusCode::GATEWAY_TIMEOUT, text.into())
-            }
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(reason)) => Err(Failure { status: StatusCode::SERVICE_UNAVAILABLE, reason }),
+            Err(_) => Err(Failure {
+                status: StatusCode::GATEWAY_TIMEOUT,
+                reason: format!("the application took longer than {limit:?}"),
+            }),
         }
     }
 

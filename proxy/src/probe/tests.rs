@@ -30,8 +30,10 @@ async fn replay(action: Action) -> (StatusCode, String) {
     let agent = HeaderValue::from_static("kube-probe/1.33");
     let replayer = replayer(action, 5);
     let (_, probe) = replayer.find("web/readiness").unwrap();
-    let (status, body) = replayer.replay(probe, Some(&agent)).await;
-    (status, String::from_utf8(body).unwrap())
+    match replayer.replay(probe, Some(&agent)).await {
+        Ok(answer) => (answer.status, String::from_utf8(answer.body).unwrap()),
+        Err(failure) => (failure.status, failure.reason),
+    }
 }
 
 fn http(port: u16, path: &str) -> HttpGet {
@@ -226,9 +228,9 @@ async fn an_application_that_does_not_answer_has_failed_when_its_timeout_is_over
     });
     let replayer = replayer(Action::HttpGet(http(port, "/")), 1);
     let (_, probe) = replayer.find("web/readiness").unwrap();
-    let (status, body) = replayer.replay(probe, None).await;
-    assert_eq!(status, StatusCode::GATEWAY_TIMEOUT);
-    assert!(String::from_utf8(body).unwrap().contains("longer than 1s"));
+    let failure = replayer.replay(probe, None).await.unwrap_err();
+    assert_eq!(failure.status, StatusCode::GATEWAY_TIMEOUT);
+    assert!(failure.reason.contains("longer than 1s"), "{failure:?}");
     assert_eq!(held.await.unwrap(), 0);
 }
 
