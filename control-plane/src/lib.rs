@@ -26,3 +26,4 @@ pub mod run;
 pub mod source;
 pub mod tls;
 pub mod token;
+mod yaml;

@@ -10,6 +10,7 @@ use heddle_api::probe::{Probes, Token};
 use serde_json::{Value, json};
 
 use super::{Asked, Outcome, Settings, offline};
+use crate::yaml;
 
 fn folder() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src/inject/golden")
@@ -61,7 +62,9 @@ fn the_manifests_of_each_file_become_the_text_beside_it() {
             wrong.push(format!("{}\n{out}", path.display()));
         }
         if injected.refusals.is_empty() {
-            let (_, again) = inject(&injected.yaml().unwrap());
+            let text = injected.yaml().unwrap();
+            assert_eq!(yaml::read(&text), text, "{}: kubectl reads something else", path.display());
+            let (_, again) = inject(&text);
             assert_eq!(again.documents, injected.documents, "{}: twice is not once", path.display());
         }
     }

@@ -5,6 +5,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{Asked, NewToken, Outcome, Settings, inject_with};
+use crate::yaml;
 
 /// Levels of `List` within `List`.
 const DEEPEST: usize = 4;
@@ -21,12 +22,12 @@ pub struct Injected {
 }
 
 impl Injected {
-    /// The documents as YAML.
+    /// The documents as YAML, for kubectl.
     ///
     /// # Errors
     /// None in service: what was read can be written.
     pub fn yaml(&self) -> Result<String, serde_norway::Error> {
-        let documents: Result<Vec<String>, _> = self.documents.iter().map(serde_norway::to_string).collect();
+        let documents: Result<Vec<String>, _> = self.documents.iter().map(yaml::write).collect();
         Ok(documents?.join("---\n"))
     }
 }
@@ -42,7 +43,7 @@ pub fn manifests(
     new_token: NewToken,
 ) -> Result<Injected, serde_norway::Error> {
     let mut injected = Injected::default();
-    for document in serde_norway::Deserializer::from_str(text) {
+    for document in serde_norway::Deserializer::from_str(&yaml::read(text)) {
         let mut document = Value::deserialize(document)?;
         if document.is_null() {
             continue;

@@ -4,6 +4,7 @@ pub(super) mod closed;
 mod guess;
 
 use std::{
+    borrow::Cow,
     hash::{DefaultHasher, Hash, Hasher},
     sync::Arc,
 };
@@ -17,12 +18,13 @@ use k8s_openapi::api::{
     discovery::v1::EndpointSlice,
     networking::v1::NetworkPolicy,
 };
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use serde_norway::Value;
 
 use crate::{
     diagnostics::FieldError,
     object::{Kind, Name, Object, ObjectRef, check::check},
+    yaml,
 };
 
 /// What a document of a file holds.
@@ -136,7 +138,7 @@ fn split(text: &str) -> Vec<(u32, &str)> {
 }
 
 fn parse_document(line: u32, text: &str) -> Vec<Parsed> {
-    let value: Value = match serde_norway::from_str(text) {
+    let value: Value = match serde_norway::from_str(&yaml::read(text)) {
         Ok(value) => value,
         Err(error) => {
             let (at, mut problem) = located(line, &error);
@@ -275,12 +277,23 @@ fn read(kind: Kind, text: Option<&str>, value: &Value) -> Result<(Object, Vec<St
             Err(error) => Err(Unread { path: track.path().to_string(), error }),
         }
     }
+    // The text is read again only where it is not plainly right: from it come the errors' lines, and as it stands it
+    // takes `1` and `0400` for a text where one belongs.
+    fn again<T: DeserializeOwned>(text: &str, error: Unread) -> Result<(T, Vec<String>), Unread> {
+        let as_kubectl_reads = match (typed(serde_norway::Deserializer::from_str(text)), yaml::read(text)) {
+            (Err(_), Cow::Owned(text)) => text,
+            (read, _) => return read,
+        };
+        match typed::<T>(serde_norway::Deserializer::from_str(&as_kubectl_reads)) {
+            // As it stands it has no boolean where one belongs, and as kubectl reads it no text.
+            Ok(_) => Err(error),
+            Err(located) => Err(located),
+        }
+    }
     macro_rules! object {
         ($variant:ident, $type:ty) => {{
-            // The text is read a second time only where it is not plainly right: from it come the errors' lines, and
-            // it takes `1` for a text where one belongs.
             let (mut object, unknown): ($type, _) = match (typed(value), text) {
-                (Err(_), Some(text)) => typed(serde_norway::Deserializer::from_str(text))?,
+                (Err(error), Some(text)) => again(text, error)?,
                 (read, _) => read?,
             };
             if kind.is_namespaced() {

@@ -179,3 +179,32 @@ fn a_mistake_in_the_yaml_itself_is_told_with_what_to_do() {
         assert_eq!(messages(text), [expected]);
     }
 }
+
+/// kubectl reads YAML 1.1.
+#[test]
+fn booleans_and_octal_numbers_are_what_they_are_to_kubectl() {
+    let pod = |spec: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: web, namespace: shop}}\nspec:\n  hostNetwork: no\n  volumes: [{{name: a, secret: {{defaultMode: 0400}}}}]\n{spec}"
+        )
+    };
+    let parsed = parse_all(&pod("  containers: [{name: web, image: web}]\n"));
+    let Ok(Object::Pod(pod_)) = &parsed[0].outcome else { panic!("{parsed:?}") };
+    let spec = pod_.spec.as_ref().unwrap();
+    assert_eq!(spec.host_network, Some(false));
+    let secret = spec.volumes.as_ref().unwrap()[0].secret.as_ref().unwrap();
+    assert_eq!(secret.default_mode, Some(256));
+
+    // Where something else is wrong, that is what is said.
+    let wrong = messages(&pod("  containers:\n  - name: web\n    stdin: many\n"));
+    assert!(wrong[0].starts_with("9: spec.containers[0].stdin: invalid type: string \"many\""), "{wrong:?}");
+    // A number where a text belongs stays as it was written, unless nobody could say which it is.
+    let text = pod("").replace("namespace: shop", "namespace: shop, labels: {zip: 0123}");
+    let wrong = messages(&text);
+    assert!(wrong[0].contains("invalid type: integer `83`, expected a string"), "{wrong:?}");
+    let text = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {zip: 0123, a: yes}}\n";
+    let parsed = parse_all(text);
+    let Ok(Object::Namespace(namespace)) = &parsed[0].outcome else { panic!("{parsed:?}") };
+    let labels = namespace.metadata.labels.as_ref().unwrap();
+    assert_eq!((labels["zip"].as_str(), labels["a"].as_str()), ("0123", "yes"));
+}
