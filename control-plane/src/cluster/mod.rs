@@ -3,6 +3,7 @@
 //! asks of the API server for all this is listed in [`rights`].
 
 pub mod lease;
+mod publish;
 pub mod review;
 pub mod rights;
 pub mod root;

@@ -6,7 +6,7 @@
 //! needed, so that a restart forgets no root that certificates still chain to.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -29,7 +29,10 @@ use tokio::{
 };
 use tokio_stream::StreamExt as _;
 
-use super::trust::{Trust, fingerprint};
+use super::{
+    publish::{Published, Wanted},
+    trust::{Trust, fingerprint},
+};
 use crate::{
     ca::{Authority, CurrentAuthority, fresh_root},
     hub::Hub,
@@ -88,7 +91,7 @@ pub struct Root {
     /// Since when roots are trusted that were not when this replica began, by fingerprint.
     young: HashMap<String, Instant>,
     version: Option<String>,
-    published: BTreeMap<String, String>,
+    published: Published,
 }
 
 impl Settings {
@@ -178,7 +181,7 @@ impl Root {
             adopt: None,
             young: HashMap::new(),
             version: secret.metadata.resource_version,
-            published: BTreeMap::new(),
+            published: Published::default(),
         };
         Ok((root, current))
     }
@@ -228,9 +231,7 @@ impl Root {
                 }
             }
             self.settle(&current, &hub, &metrics);
-            if *leading.borrow() {
-                self.publish(&ledger).await;
-            }
+            self.publish(&ledger, &leading).await;
         }
     }
 
@@ -283,19 +284,28 @@ impl Root {
         metrics.root_expiry.set(i64::try_from(seconds).unwrap_or(i64::MAX));
     }
 
-    /// Writes what is trusted into every namespace that has sidecars, where it is not there already.
-    async fn publish(&mut self, ledger: &Ledger) {
+    /// Writes what is trusted into every namespace that has sidecars, while this replica leads.
+    async fn publish(&mut self, ledger: &Ledger, leading: &watch::Receiver<bool>) {
+        if !*leading.borrow() {
+            return;
+        }
         let pem: String = self.trust.roots.iter().map(|root| pem(root)).collect();
         let needed = serde_json::to_string(&self.trust.needed).unwrap_or_default();
-        let mut namespaces: BTreeSet<String> = ledger.namespaces();
-        namespaces.insert(self.settings.namespace.clone());
-        self.published.retain(|namespace, _| namespaces.contains(namespace));
-        for namespace in namespaces {
-            let own = namespace == self.settings.namespace;
-            let state = if own { format!("{pem}{needed}") } else { pem.clone() };
-            if self.published.get(&namespace) == Some(&state) {
-                continue;
+        let (own, everywhere) = (format!("{pem}{needed}"), Arc::<str>::from(&*pem));
+        let mut wanted: BTreeMap<String, Wanted> = ledger
+            .namespaces()
+            .into_iter()
+            .map(|(namespace, uid)| (namespace, Wanted { uid, state: Arc::clone(&everywhere) }))
+            .collect();
+        // Wherever the control plane is, it stays; its uid is nothing to it.
+        let own = Wanted { uid: String::new(), state: own.into() };
+        wanted.insert(self.settings.namespace.clone(), own);
+        for namespace in self.published.due(&wanted, Instant::now()) {
+            // Another replica may write by now.
+            if !*leading.borrow() {
+                return;
             }
+            let own = namespace == self.settings.namespace;
             let annotations = if own { json!({ NEEDED: needed }) } else { json!({}) };
             let bundle = json!({
                 "apiVersion": "v1", "kind": "ConfigMap",
@@ -305,9 +315,17 @@ impl Root {
             let (api, params) = (self.settings.bundles(&namespace), PatchParams::apply(MANAGER).force());
             match api.patch(BUNDLE, &params, &Patch::Apply(&bundle)).await {
                 Ok(_) => {
-                    self.published.insert(namespace, state);
+                    let wanted = wanted[&namespace].clone();
+                    self.published.wrote(namespace, wanted, Instant::now());
                 }
-                Err(error) => tracing::warn!(%namespace, %error, "ConfigMap {BUNDLE} could not be written"),
+                Err(error) => {
+                    tracing::warn!(%namespace, %error, "ConfigMap {BUNDLE} could not be written");
+                    self.published.failed(&namespace);
+                    // Nobody answers: the others would wait as long.
+                    if !matches!(error, kube::Error::Api(_)) {
+                        return;
+                    }
+                }
             }
         }
     }

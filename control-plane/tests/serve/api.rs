@@ -52,6 +52,8 @@ struct State {
     writes: Vec<String>,
     /// Whose next change by version meets one that was quicker.
     quicker: Option<Key>,
+    /// What happens right after the next request that changes something.
+    after_a_write: Option<Box<dyn FnOnce() + Send>>,
 }
 
 /// Where an object is: group, plural, namespace, name.
@@ -169,6 +171,9 @@ impl State {
 
     fn wrote(&mut self, method: &Method, uri: &http::Uri) {
         self.writes.push(format!("{method} {}", uri.path()));
+        if let Some(happens) = self.after_a_write.take() {
+            happens();
+        }
     }
 
     /// An object that is there becomes another, unless somebody was quicker.
@@ -366,6 +371,11 @@ impl ApiServer {
     pub(crate) fn be_quicker(&self, manifest: &str) {
         let value: Value = serde_norway::from_str(manifest).unwrap();
         self.edit(|state| state.quicker = Some(place_of(&value).key()));
+    }
+
+    /// Something happens right after the next request that changes something.
+    pub(crate) fn after_a_write(&self, happens: impl FnOnce() + Send + 'static) {
+        self.edit(|state| state.after_a_write = Some(Box::new(happens)));
     }
 
     /// Deletes it.

@@ -23,11 +23,11 @@ use heddle_control_plane::{
     inject,
     metrics::Metrics,
     run::{self, Options, Running},
-    source::kubernetes::ledger::Ledger,
+    source::{self, kubernetes::ledger::Ledger},
 };
 use kube::Client;
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
 
@@ -421,6 +421,11 @@ struct Followed {
 }
 
 async fn follow(server: &ApiServer) -> Followed {
+    let (_leading, leads) = watch::channel(true);
+    follow_as(server, Arc::default(), leads).await
+}
+
+async fn follow_as(server: &ApiServer, ledger: Arc<Ledger>, leads: watch::Receiver<bool>) -> Followed {
     let settings = root::Settings {
         client: server.client(),
         namespace: SYSTEM.to_owned(),
@@ -432,8 +437,6 @@ async fn follow(server: &ApiServer) -> Followed {
     let metrics = Metrics::new();
     let hub = Hub::new(compile::Options::default(), current.load().roots(), Arc::clone(&metrics));
     let (problems, problem) = watch::channel(None);
-    let ledger: Arc<Ledger> = Arc::default();
-    let (_leading, leads) = watch::channel(true);
     tokio::spawn({
         let (current, metrics) = (Arc::clone(&current), Arc::clone(&metrics));
         async move { root.follow(current, hub, ledger, metrics, problems, leads).await }
@@ -486,4 +489,60 @@ async fn an_api_server_that_is_away_does_not_make_the_root_unusable() {
     server.delete(&secret(DAY * 100));
     seconds(35).await;
     assert_eq!(metrics.root_unusable.get(), 1);
+}
+
+fn labelled(namespace: &str) -> String {
+    format!(
+        "{{apiVersion: v1, kind: Namespace, metadata: {{name: {namespace}, labels: {{heddle.dev/inject: enabled}}}}}}"
+    )
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_trusted_is_there_again_within_a_minute_when_somebody_deleted_it() {
+    let server = ApiServer::start();
+    let _followed = follow(&server).await;
+    seconds(5).await;
+    server.delete(&format!(
+        "{{apiVersion: v1, kind: ConfigMap, metadata: {{name: heddle-ca, namespace: {SYSTEM}}}}}"
+    ));
+    seconds(63).await;
+    assert!(bundle(&server, SYSTEM).is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namespace_that_is_made_anew_before_anyone_looks_gets_what_is_trusted_again() {
+    let server = ApiServer::start();
+    server.apply(&labelled("shop"));
+    let running = start(&server, "a").await;
+    wait("what is trusted", async || bundle(&server, "shop")).await;
+    server.delete(&labelled("shop"));
+    server.delete("{apiVersion: v1, kind: ConfigMap, metadata: {name: heddle-ca, namespace: shop}}");
+    server.apply(&labelled("shop"));
+    wait("what is trusted in the new namespace", async || bundle(&server, "shop")).await;
+    running.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_loses_the_lease_while_it_publishes_writes_nothing_more() {
+    let server = ApiServer::start();
+    for number in 0..10 {
+        server.apply(&labelled(&format!("n{number}")));
+    }
+    let (ledger, (tx, mut batches)) = (Arc::<Ledger>::default(), mpsc::channel(16));
+    tokio::spawn(source::kubernetes::run(server.client(), Arc::clone(&ledger), tx));
+    while !batches.recv().await.unwrap().synced {}
+    let (leading, leads) = watch::channel(false);
+    let _followed = follow_as(&server, ledger, leads).await;
+    seconds(5).await;
+    let published = || {
+        let all = server.writes();
+        all.iter().filter(|write| write.ends_with("/configmaps/heddle-ca")).count()
+    };
+    assert_eq!(published(), 0);
+    leading.send_replace(true);
+    server.after_a_write(move || {
+        leading.send_replace(false);
+    });
+    seconds(5).await;
+    assert_eq!(published(), 1);
 }

@@ -64,6 +64,8 @@ pub(super) struct Entry {
     pub seen: Option<Seen>,
     /// Whether it puts its namespace into the mesh.
     pub meshed: bool,
+    /// Of a Namespace, its `metadata.uid`.
+    pub uid: Option<String>,
     /// Of a Namespace, the labels that say which Pod Security Standard holds in it.
     pub security: BTreeMap<String, String>,
 }
@@ -77,6 +79,8 @@ struct Inner {
     seen: HashMap<ObjectRef, Seen>,
     /// Namespaces labelled for injection, and Pods with a sidecar.
     meshed: BTreeSet<ObjectRef>,
+    /// Of each namespace that is there.
+    uids: HashMap<String, String>,
     /// By namespace; none has an empty one.
     security: HashMap<String, BTreeMap<String, String>>,
 }
@@ -88,13 +92,15 @@ impl Ledger {
         self.lock().seen.iter().map(|(reference, seen)| (reference.clone(), seen.clone())).collect()
     }
 
-    /// Namespaces in which there are sidecars, or will be.
+    /// Namespaces in which there are sidecars, or will be, with their uids: empty, where the Namespace is not there.
     #[must_use]
-    pub fn namespaces(&self) -> BTreeSet<String> {
+    pub fn namespaces(&self) -> BTreeMap<String, String> {
+        let inner = self.lock();
         let of = |object: &ObjectRef| {
-            if object.kind == Kind::Namespace { object.name.clone() } else { object.namespace.clone() }
+            let name = if object.kind == Kind::Namespace { &object.name } else { &object.namespace };
+            (name.clone(), inner.uids.get(name).cloned().unwrap_or_default())
         };
-        self.lock().meshed.iter().map(of).collect()
+        inner.meshed.iter().map(of).collect()
     }
 
     /// A namespace's labels of Pod Security Standards; none: it has none, or is not known.
@@ -104,9 +110,13 @@ impl Ledger {
     }
 
     pub(super) fn set(&self, reference: &ObjectRef, entry: Entry) {
-        let Entry { seen, meshed, security } = entry;
+        let Entry { seen, meshed, uid, security } = entry;
         let mut inner = self.lock();
         if reference.kind == Kind::Namespace {
+            match uid {
+                Some(uid) => inner.uids.insert(reference.name.clone(), uid),
+                None => inner.uids.remove(&reference.name),
+            };
             if security.is_empty() {
                 inner.security.remove(&reference.name);
             } else {

@@ -54,7 +54,12 @@ pub(super) fn read(kind: Kind, object: DynamicObject) -> Item {
     };
     let version = metadata.resource_version.clone().unwrap_or_default();
     let seen = written(kind).then(|| Seen::take(&metadata, &mut data));
-    let entry = Entry { seen, meshed: is_meshed(kind, &metadata), security: security(kind, &metadata) };
+    let entry = Entry {
+        seen,
+        meshed: is_meshed(kind, &metadata),
+        uid: metadata.uid.clone().filter(|_| kind == Kind::Namespace),
+        security: security(kind, &metadata),
+    };
     let metadata = trim(kind, metadata);
     let outcome = typed(kind, &metadata, &mut data).map_err(|error| {
         let instead = serde_norway::to_value(&data)
