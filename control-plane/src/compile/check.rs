@@ -222,18 +222,46 @@ impl Mesh {
                 }
             }
         }
-        for (field, backend) in backend_refs(route) {
-            if let Err(Unresolved { reason, message }) = self.resolve(route, backend) {
-                let consequence = match route.object.kind {
-                    _ if field.ends_with("requestMirror.backendRef") => "nothing is mirrored",
-                    Kind::TcpRoute => "its share of the connections is refused",
-                    _ => "its share of the requests gets 500",
-                };
-                errors.push(FieldError::error(field, format!("{message}: {consequence}")).because(reason));
-            }
-        }
+        errors.extend(self.backend_problems(route));
         if route.object.kind == Kind::TcpRoute {
             errors.extend(self.tcp_rivals(route));
+        }
+        errors
+    }
+
+    /// Backends that lead nowhere: for every parent, or where a parent has no right to them for that one.
+    fn backend_problems(&self, route: &Route) -> Vec<FieldError> {
+        let parents: Vec<_> = route.spec.parent_refs.iter().enumerate().collect();
+        let services = parents.into_iter().filter(|(_, parent)| parent.is_service());
+        let mut services: Vec<_> =
+            services.map(|(i, parent)| (i, parent_name(route, parent).namespace)).collect();
+        if services.is_empty() {
+            // Attached to a Gateway, whose controller knows better; what leads nowhere does so everywhere.
+            services.push((0, route.object.namespace.clone()));
+        }
+        let mut errors = Vec::new();
+        for (field, backend) in backend_refs(route) {
+            let consequence = match route.object.kind {
+                _ if field.ends_with("requestMirror.backendRef") => "nothing is mirrored",
+                Kind::TcpRoute => "its share of the connections is refused",
+                _ => "its share of the requests gets 500",
+            };
+            let unresolved = |(i, parent): &(usize, String)| {
+                let Unresolved { reason, message } = self.resolve(route, parent, backend).err()?;
+                Some((*i, reason, format!("{message}: {consequence}")))
+            };
+            let mut failed: Vec<_> = services.iter().filter_map(unresolved).collect();
+            let everywhere =
+                failed.len() == services.len() && failed.iter().all(|(_, r, _)| *r == failed[0].1);
+            if everywhere {
+                let (_, reason, message) = failed.swap_remove(0);
+                errors.push(FieldError::error(field, message).because(reason));
+                continue;
+            }
+            errors.extend(failed.into_iter().map(|(i, reason, message)| {
+                FieldError::error(format!("spec.parentRefs[{i}]"), format!("{field}: {message}"))
+                    .because(reason)
+            }));
         }
         errors
     }

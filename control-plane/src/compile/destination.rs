@@ -44,7 +44,7 @@ impl Mesh {
         let attached = self.attached(name, port, caller);
         deps.add_policies(&name.namespace);
         let protocol = self.protocol(name, port, !attached.http.is_empty(), attached.tcp.is_some());
-        let mut needed = Needed::default();
+        let mut needed = Needed::at(&name.namespace);
         let flat = match protocol {
             // Declared as something else; `check` says so to the routes' owner.
             AppProtocol::Opaque => Flat::default(),

@@ -70,7 +70,6 @@ pub fn status(object: &ObjectRef, seen: &Seen, problems: &[&Diagnostic], now: Ti
 fn parents(seen: &Seen, errors: &[&Diagnostic]) -> Vec<(Value, Vec<Condition>)> {
     let is_service =
         |parent: &Value| parent["group"].as_str() == Some("") && parent["kind"].as_str() == Some("Service");
-    let references = errors.iter().find(|error| error.reason.is_of_references());
     let conditions = |index: usize| {
         let own = format!("spec.parentRefs[{index}]");
         let of_parent = |field: &str| {
@@ -78,10 +77,13 @@ fn parents(seen: &Seen, errors: &[&Diagnostic]) -> Vec<(Value, Vec<Condition>)> 
         };
         // What is of no reference and of no other parent is of the whole route.
         let whole = |field: &str| !field.starts_with("spec.parentRefs[");
-        let wrong = errors.iter().filter(|error| !error.reason.is_of_references()).find(|error| {
+        let here = errors.iter().copied().filter(|error| {
             let field = error.field.as_deref().unwrap_or_default();
             of_parent(field) || whole(field)
         });
+        let (references, others): (Vec<&Diagnostic>, Vec<_>) =
+            here.partition(|error| error.reason.is_of_references());
+        let (wrong, references) = (others.first(), references.first());
         let accepted = wrong.map(|error| {
             let reason = match error.reason {
                 // The route itself says what cannot be used.
@@ -252,6 +254,24 @@ mod tests {
                 ["Accepted True Accepted".to_owned(), format!("ResolvedRefs False {}", reason.as_str())]
             );
         }
+    }
+
+    #[test]
+    fn a_reference_that_is_refused_at_one_parent_holds_at_the_others() {
+        let route = object(Kind::HttpRoute);
+        let refused = FieldError::error("spec.parentRefs[1]", "spec.rules[0].backendRefs[0]: it is so")
+            .because(Reason::RefNotPermitted)
+            .of(&route, None);
+        let seen = seen(json!([service(), service()]), Value::Null);
+        assert_eq!(
+            short(&status(&route, &seen, &[&refused], at(0)).unwrap()),
+            [
+                "Accepted True Accepted",
+                "ResolvedRefs True ResolvedRefs",
+                "Accepted True Accepted",
+                "ResolvedRefs False RefNotPermitted"
+            ]
+        );
     }
 
     #[test]

@@ -114,20 +114,26 @@ impl Mesh {
         Attached { http: choose(false), tcp: choose(true).into_iter().min_by_key(|route| seniority(route)) }
     }
 
-    /// The Service port that a backend reference means.
+    /// The Service port that a backend reference means for who calls a Service of the namespace `parent`.
     ///
     /// # Errors
     /// Why there is none.
-    pub(super) fn resolve(&self, route: &Route, backend: &BackendRef) -> Result<(Name, u16), Unresolved> {
+    pub(super) fn resolve(
+        &self,
+        route: &Route,
+        parent: &str,
+        backend: &BackendRef,
+    ) -> Result<(Name, u16), Unresolved> {
         let name = backend_name(route, backend);
         if !backend.group.is_empty() || backend.kind != "Service" {
             let message =
                 format!("{} {} is not supported as a backend, a Service is", backend.kind, backend.name);
             return Err(Unresolved::new(Reason::InvalidKind, message));
         }
-        // A consumer route may lead back to where it was called: those callers may do so without a route as well.
+        // A consumer route may lead back to where it was called: those callers may do so without a route as well. Another
+        // parent's callers may not, whatever the route names beside it.
         let granted = name.namespace == route.object.namespace
-            || parents(route).iter().any(|p| p.namespace == name.namespace)
+            || name.namespace == parent
             || self.is_granted(&route.object, &name);
         if !granted {
             return Err(Unresolved::new(
@@ -171,7 +177,7 @@ impl Mesh {
     /// The key of a backend; of one that does not exist too, so that its share gets its 500.
     fn backend_key(&self, route: &Route, backend: &BackendRef, needed: &mut Needed) -> String {
         needed.services.insert(backend_name(route, backend));
-        match self.resolve(route, backend) {
+        match self.resolve(route, &needed.parent, backend) {
             Ok((name, port)) => {
                 let key = BackendKey::Service(name.clone(), port, None).to_string();
                 needed.backends.insert((name, port));
@@ -186,12 +192,21 @@ impl Mesh {
 }
 
 /// What routes need of other Services.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Needed {
+    /// The namespace of the Service that is called.
+    pub parent: String,
     /// Those that were looked for.
     pub services: BTreeSet<Name>,
     /// Those that exist.
     pub backends: BTreeSet<(Name, u16)>,
+}
+
+impl Needed {
+    /// By the callers of a Service of this namespace; nothing yet.
+    pub(super) fn at(parent: &str) -> Self {
+        Self { parent: parent.to_owned(), services: BTreeSet::new(), backends: BTreeSet::new() }
+    }
 }
 
 /// Which of two routes goes first where nothing else decides.

@@ -296,3 +296,47 @@ fn a_route_for_a_whole_service_minds_ports_of_other_protocols_only_where_there_a
     assert_eq!(of(SECURE, ""), [complaint(443), complaint(9090)]);
     assert_eq!(of(&format!("{{name: http, port: 80}}, {SECURE}"), ", port: 443"), [complaint(443)]);
 }
+
+/// A parent in the backend's namespace says nothing of the callers of another parent.
+#[test]
+fn a_parent_in_the_backends_namespace_stands_for_no_grant_at_another_parent() {
+    let service = |name: &str, namespace: &str| {
+        format!(
+            "{{apiVersion: v1, kind: Service, metadata: {{name: {name}, namespace: {namespace}}}, spec: {{ports: [{{port: 80}}]}}}}"
+        )
+    };
+    let route = "{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {name: r, namespace: a}, spec: \
+        {parentRefs: [{group: '', kind: Service, name: front}, {group: '', kind: Service, name: open, namespace: b}], \
+        rules: [{filters: [{type: RequestMirror, requestMirror: {backendRef: {name: admin, namespace: b, port: 80}}}], \
+        backendRefs: [{name: admin, namespace: b, port: 80}]}]}}";
+    let all = [service("front", "a"), service("open", "b"), service("admin", "b"), route.to_owned()];
+    let mut mesh = mesh(&all.join("\n---\n"));
+    let leads_to_admin = |mesh: &Mesh, name: &str| {
+        let destination = mesh.destination("a", name).value.unwrap();
+        let rule = &destination.http_rules[0];
+        let mirror = rule.filters.iter().any(|filter| format!("{filter:?}").contains("\"b/admin:80\""));
+        let backend = rule.backends[0].backend == "b/admin:80";
+        assert_eq!(mirror, backend);
+        backend && destination.backends.iter().any(|backend| backend.key == "b/admin:80")
+    };
+    assert!(!leads_to_admin(&mesh, "front:80"), "whoever owns b never let routes of a lead there");
+    assert!(leads_to_admin(&mesh, "open.b:80"), "callers of b's Services may call b without a route as well");
+    let refused = "Service b/admin is in another namespace than the route, and no ReferenceGrant of b lets HTTPRoutes of a lead there";
+    assert_eq!(
+        problems(&mesh),
+        [
+            format!(
+                "HTTPRoute a/r: spec.parentRefs[0]: spec.rules[0].filters[0].requestMirror.backendRef: {refused}: nothing is mirrored"
+            ),
+            format!(
+                "HTTPRoute a/r: spec.parentRefs[0]: spec.rules[0].backendRefs[0]: {refused}: its share of the requests gets 500"
+            ),
+        ]
+    );
+    mesh.apply(upserts(
+        "{apiVersion: gateway.networking.k8s.io/v1, kind: ReferenceGrant, metadata: {name: g, namespace: b}, \
+         spec: {from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: a}], to: [{group: '', kind: Service}]}}",
+    ));
+    assert!(leads_to_admin(&mesh, "front:80") && leads_to_admin(&mesh, "open.b:80"));
+    assert!(problems(&mesh).is_empty());
+}
