@@ -62,7 +62,7 @@ impl Mesh {
 
     /// A named target port that none of the pods has leads nowhere.
     fn target_port_problems(&self, name: &Name) -> Vec<FieldError> {
-        let Some(service) = self.services.get(name) else { return Vec::new() };
+        let Some(service) = self.service(name) else { return Vec::new() };
         let pods: Vec<_> = self.selection.pods(name).filter_map(|pod| self.pods.get(pod)).collect();
         let mut errors = Vec::new();
         for port in &service.ports {
@@ -81,15 +81,20 @@ impl Mesh {
     }
 
     fn missing_targets(&self, refs: &[TargetRef], targets: &BTreeSet<Name>) -> Vec<FieldError> {
-        let missing = targets.iter().filter(|target| !self.services.contains_key(*target));
+        let missing = targets.iter().filter(|target| self.service(target).is_none());
         let error = |target: &Name| {
-            FieldError::error(
-                target_field(refs, target),
-                format!("Service {target} does not exist: nothing follows from it"),
-            )
-            .because(Reason::TargetNotFound)
+            let message = format!("{}: nothing follows from it", self.not_in_the_mesh(target));
+            FieldError::error(target_field(refs, target), message).because(Reason::TargetNotFound)
         };
         missing.map(error).collect()
+    }
+
+    /// Why there is no such Service in the mesh.
+    pub(super) fn not_in_the_mesh(&self, service: &Name) -> String {
+        match self.services.contains_key(service) {
+            true => format!("Service {service} is only a DNS alias (ExternalName)"),
+            false => format!("Service {service} does not exist"),
+        }
     }
 
     fn access_policy_problems(&self, name: &Name) -> Vec<FieldError> {
@@ -180,14 +185,9 @@ impl Mesh {
                 continue;
             }
             let name = parent_name(route, parent);
-            let Some(service) = self.services.get(&name) else {
-                errors.push(
-                    FieldError::error(
-                        field("name"),
-                        format!("Service {name} does not exist: the route has no effect here"),
-                    )
-                    .because(Reason::NoMatchingParent),
-                );
+            let Some(service) = self.service(&name) else {
+                let message = format!("{}: the route has no effect here", self.not_in_the_mesh(&name));
+                errors.push(FieldError::error(field("name"), message).because(Reason::NoMatchingParent));
                 continue;
             };
             let ports: Vec<_> = service.ports.iter().filter(|port| parent_is(parent, port)).collect();
@@ -270,7 +270,7 @@ impl Mesh {
     fn tcp_rivals(&self, route: &Route) -> Vec<FieldError> {
         let mut lost = BTreeMap::new();
         for service in parents(route) {
-            for port in self.services.get(&service).into_iter().flat_map(|service| &service.ports) {
+            for port in self.service(&service).into_iter().flat_map(|service| &service.ports) {
                 let others = self.routes_of.get(&service).into_iter().flatten();
                 let first = others
                     .filter(|other| other.kind == Kind::TcpRoute && other.namespace == route.object.namespace)

@@ -137,7 +137,7 @@ impl Mesh {
             deps.add(Dep::pod(name));
             let Some(pod) = self.pods.get(name).filter(|pod| !pod.finished) else { continue };
             let leads_here = |service: &&Name| {
-                let ports = self.services.get(*service).into_iter().flat_map(|service| &service.ports);
+                let ports = self.service(service).into_iter().flat_map(|service| &service.ports);
                 ports.into_iter().find(|port| pod.target(port) == Some(number))
             };
             for service in self.selection.services(name) {
@@ -150,7 +150,7 @@ impl Mesh {
         for (service, _) in &holders.slices {
             deps.add(Dep::service(service));
             deps.add(Dep::endpoints(service));
-            let Some(entry) = self.services.get(service) else { continue };
+            let Some(entry) = self.service(service) else { continue };
             for port in &entry.ports {
                 if self.endpoints_of(service, entry, port).contains_key(&(ip, number)) {
                     return Some(self.pod_of_service(service, port, ip, deps));
@@ -185,7 +185,7 @@ impl Mesh {
         let (name, pod) = pods.into_iter().find(|(_, pod)| pod.hostname == hostname && !pod.finished)?;
         deps.add(Dep::pod(name));
         // DNS leads to the pod itself, so the number is the pod's; the Service's is as clear.
-        let ports = &self.services.get(service)?.ports;
+        let ports = &self.service(service)?.ports;
         let by_pod = ports.iter().find(|port| pod.target(port) == Some(number));
         let port = by_pod.or_else(|| ports.iter().find(|port| port.number == number))?;
         Some(self.pod_of_service(service, port, *pod.ips.first()?, deps))

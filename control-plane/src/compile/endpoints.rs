@@ -57,9 +57,15 @@ impl Mesh {
         deps.compiled(endpoints.map(|map| v1::Endpoints { endpoints: map.into_values().collect() }))
     }
 
+    /// A Service in the mesh. One that is only a DNS alias (ExternalName) is not, whatever selector, ports and slices it kept
+    /// from before.
+    pub(super) fn service(&self, name: &Name) -> Option<&ServiceEntry> {
+        self.services.get(name).filter(|service| !service.external)
+    }
+
     /// A Service in the mesh and one of its ports.
     pub(super) fn service_port(&self, name: &Name, number: u16) -> Option<(&ServiceEntry, &ServicePort)> {
-        let service = self.services.get(name).filter(|service| !service.external)?;
+        let service = self.service(name)?;
         Some((service, service.port(number)?))
     }
 

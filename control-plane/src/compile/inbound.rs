@@ -28,9 +28,7 @@ impl Mesh {
         let mut leads: BTreeMap<u16, Leads<'_>> = BTreeMap::new();
         for service in self.selection.services(&name) {
             deps.add(Dep::service(service));
-            let Some(service_entry) = self.services.get(service).filter(|service| !service.external) else {
-                continue;
-            };
+            let Some(service_entry) = self.service(service) else { continue };
             for port in &service_entry.ports {
                 if let Some(number) = entry.target(port) {
                     leads.entry(number).or_default().push((service, service_entry, port));
@@ -86,8 +84,8 @@ impl Mesh {
             let slices = slices.map(|(service, slice)| (&**service, slice));
             for (service, slice) in slices.filter(|(service, _)| service.namespace == name.namespace) {
                 deps.add(Dep::service(service));
-                let service_entry = self.services.get(service).filter(|service| !service.external);
-                let (Some(service_entry), Some(slice)) = (service_entry, self.slices.get(slice)) else {
+                let (Some(service_entry), Some(slice)) = (self.service(service), self.slices.get(slice))
+                else {
                     continue;
                 };
                 for port in &service_entry.ports {

@@ -149,11 +149,10 @@ impl Mesh {
             return missing(format!("no port is given, and a Service ({name}) needs one"));
         };
         match self.services.get(&name) {
-            None => missing(format!("Service {name} does not exist")),
-            Some(service) if service.external => Err(Unresolved::new(
-                Reason::UnsupportedProtocol,
-                format!("Service {name} is only a DNS alias (ExternalName)"),
-            )),
+            None => missing(self.not_in_the_mesh(&name)),
+            Some(service) if service.external => {
+                Err(Unresolved::new(Reason::UnsupportedProtocol, self.not_in_the_mesh(&name)))
+            }
             Some(service) if service.port(number).is_none() => missing(no_port(&name, service, number)),
             Some(_) => Ok((name, number)),
         }

@@ -119,6 +119,8 @@ const PIECES: &[&str] = &[
     "{apiVersion: v1, kind: Service, metadata: {name: b, namespace: n}, spec: {selector: {app: b}, ports: [{port: 80, appProtocol: http}]}}",
     "{apiVersion: v1, kind: Service, metadata: {name: c, namespace: n}, spec: {ports: [{port: 80}]}}",
     "{apiVersion: v1, kind: Service, metadata: {name: a, namespace: n}, spec: {selector: {app: a}, trafficDistribution: PreferSameNode, ports: [{port: 80}]}}",
+    "{apiVersion: v1, kind: Service, metadata: {name: a, namespace: n}, spec: {type: ExternalName, externalName: x.y, selector: {app: a}, ports: [{port: 80}]}}",
+    "{apiVersion: v1, kind: Service, metadata: {name: c, namespace: n}, spec: {type: ExternalName, externalName: x.y, ports: [{port: 80}]}}",
     "{apiVersion: v1, kind: Node, metadata: {name: n1, labels: {topology.kubernetes.io/zone: z1}}}",
     "{apiVersion: v1, kind: Node, metadata: {name: n1, labels: {topology.kubernetes.io/zone: z2}}}",
     "{apiVersion: v1, kind: Pod, metadata: {name: a, namespace: n, labels: {app: a}, annotations: {heddle.dev/sidecar: 'true'}}, spec: {nodeName: n1, containers: []}, status: {podIP: 10.0.0.1}}",
