@@ -133,9 +133,12 @@ impl Mesh {
         {
             return self.service_destination(caller, service, number, deps);
         }
-        for name in &holders.pods {
+        // Of one that is being taken away and one that got its address the latter is there.
+        let pods = holders.pods.iter().filter_map(|name| Some((&**name, self.pods.get(name)?)));
+        let mut pods: Vec<_> = pods.filter(|(_, pod)| !pod.finished).collect();
+        pods.sort_by_key(|(_, pod)| pod.terminating);
+        for (name, pod) in &pods {
             deps.add(Dep::pod(name));
-            let Some(pod) = self.pods.get(name).filter(|pod| !pod.finished) else { continue };
             let leads_here = |service: &&Name| {
                 let ports = self.service(service).into_iter().flat_map(|service| &service.ports);
                 ports.into_iter().find(|port| pod.target(port) == Some(number))
@@ -152,13 +155,12 @@ impl Mesh {
             deps.add(Dep::endpoints(service));
             let Some(entry) = self.service(service) else { continue };
             for port in &entry.ports {
-                if self.endpoints_of(service, entry, port).contains_key(&(ip, number)) {
+                if self.endpoints_of(service, entry, port, deps).contains_key(&(ip, number)) {
                     return Some(self.pod_of_service(service, port, ip, deps));
                 }
             }
         }
-        let mut pods = holders.pods.iter().map(|name| &**name);
-        let name = pods.find(|name| self.pods.get(*name).is_some_and(|pod| !pod.finished))?;
+        let (name, _) = *pods.first()?;
         deps.add_policies(&name.namespace);
         let key = BackendKey::Pod(name.clone(), number, ip);
         let bare = ServicePort {

@@ -6,14 +6,20 @@ use heddle_api::v1;
 
 use super::{
     Compiled, Dep, Deps, Mesh,
-    facts::{Distribution, Family, PodEntry, ServiceEntry, ServicePort, SliceEntry},
+    facts::{Distribution, Family, PodEntry, ServiceEntry, ServicePort, SliceEndpoint, SliceEntry},
     name::BackendKey,
     policy::Defaults,
 };
 use crate::object::Name;
 
-/// Where endpoints are sorted and told apart.
-pub(super) type ByAddress = BTreeMap<(IpAddr, u16), v1::Endpoint>;
+/// Where endpoints are sorted and told apart. Without a value: withheld, because its pod is not known there yet.
+pub(super) type ByAddress = BTreeMap<(IpAddr, u16), Option<v1::Endpoint>>;
+
+/// A pod and its name.
+type Pod<'a> = (&'a Name, &'a PodEntry);
+
+/// An endpoint of which nothing can be said yet.
+struct Withheld;
 
 impl Mesh {
     /// The endpoints of a backend, by its key: `namespace/service:port`, or `…@IP` for one of them.
@@ -29,7 +35,7 @@ impl Mesh {
                     deps.add_policies(&pod.namespace);
                 }
                 self.service_port(name, *number).map(|(service, port)| {
-                    let mut endpoints = self.endpoints_of(name, service, port);
+                    let mut endpoints = self.endpoints_of(name, service, port, &mut deps);
                     if let Some(ip) = ip {
                         endpoints.retain(|(address, _), _| address == ip);
                         // Who asks for one pod means it, ready or not.
@@ -48,13 +54,13 @@ impl Mesh {
                     let mut endpoints = ByAddress::new();
                     if let Some(state) = pod_state(pod, true) {
                         let endpoint = self.endpoint(*ip, *number, Some((name, pod)), &defaults, state);
-                        endpoints.insert((*ip, *number), endpoint);
+                        endpoints.insert((*ip, *number), Some(endpoint));
                     }
                     endpoints
                 })
             }
         };
-        deps.compiled(endpoints.map(|map| v1::Endpoints { endpoints: map.into_values().collect() }))
+        deps.compiled(endpoints.map(|map| v1::Endpoints { endpoints: map.into_values().flatten().collect() }))
     }
 
     /// A Service in the mesh. One that is only a DNS alias (ExternalName) is not, whatever selector, ports and slices it kept
@@ -74,20 +80,29 @@ impl Mesh {
         service: &Name,
         port: &ServicePort,
         ip: IpAddr,
-    ) -> Option<((IpAddr, u16), v1::Endpoint)> {
+    ) -> Option<((IpAddr, u16), Option<v1::Endpoint>)> {
         let pods = self.selection.pods(service).filter_map(|name| Some((name, self.pods.get(name)?)));
-        let (name, pod) = pods.into_iter().find(|(_, pod)| pod.ips.contains(&ip))?;
+        // Of one that is being taken away and one that got its address the latter is there.
+        let (name, pod) = pods
+            .filter(|(_, pod)| pod.ips.contains(&ip))
+            .min_by_key(|(_, pod)| (pod.finished, pod.terminating))?;
         let state = pod_state(pod, true)?;
         let number = pod.target(port)?;
         let defaults = self.defaults(&service.namespace);
-        Some(((ip, number), self.endpoint(ip, number, Some((name, pod)), &defaults, state)))
+        Some(((ip, number), Some(self.endpoint(ip, number, Some((name, pod)), &defaults, state))))
     }
 
-    /// Where a Service's port leads.
-    pub(super) fn endpoints_of(&self, name: &Name, service: &ServiceEntry, port: &ServicePort) -> ByAddress {
+    /// Where a Service's port leads, to what is withheld too.
+    pub(super) fn endpoints_of(
+        &self,
+        name: &Name,
+        service: &ServiceEntry,
+        port: &ServicePort,
+        deps: &mut Deps,
+    ) -> ByAddress {
         let defaults = self.defaults(&name.namespace);
         let mut endpoints = match self.slices_of.get(name) {
-            Some(slices) => self.slice_endpoints(slices.iter(), name, service, port, &defaults),
+            Some(slices) => self.slice_endpoints(slices.iter(), name, service, port, &defaults, deps),
             None => self.pod_endpoints(name, service, port, &defaults),
         };
         if let Some(family) = service.family
@@ -106,6 +121,7 @@ impl Mesh {
         service: &ServiceEntry,
         port: &ServicePort,
         defaults: &Defaults,
+        deps: &mut Deps,
     ) -> ByAddress {
         let mut endpoints = ByAddress::new();
         for slice in slices.filter_map(|name| self.slices.get(name)) {
@@ -117,17 +133,14 @@ impl Mesh {
                     e if e.ready || service.publish_not_ready => v1::EndpointState::Serving,
                     _ => continue,
                 };
-                let pods =
-                    self.addresses.get(&endpoint.address).into_iter().flat_map(|holders| &holders.pods);
-                let pod = pods
-                    .filter_map(|name| Some((&**name, self.pods.get(name)?)))
-                    .find(|(_, pod)| !pod.finished);
+                let known = endpoints.entry((endpoint.address, number)).or_default();
+                let Ok(pod) = self.pod_behind(endpoint, &name.namespace, deps) else { continue };
                 let abroad = pod.filter(|(pod, _)| pod.namespace != name.namespace);
                 let theirs = abroad.map(|(pod, _)| self.defaults(&pod.namespace));
                 let defaults = theirs.as_ref().unwrap_or(defaults);
                 let mut made = self.endpoint(endpoint.address, number, pod, defaults, state);
                 if !endpoint.zone.is_empty() {
-                    made.zone.clone_from(&endpoint.zone);
+                    made.zone = endpoint.zone.to_string();
                 }
                 // The controller of EndpointSlices makes them of `trafficDistribution`, and knows when not to.
                 if let Some(hints) = &endpoint.hints {
@@ -135,13 +148,37 @@ impl Mesh {
                     made.for_nodes.clone_from(&hints.nodes);
                 }
                 // An address may be in two slices while it moves from one to the other; serving wins.
-                let known = endpoints.entry((endpoint.address, number)).or_insert_with(|| made.clone());
-                if known.state() == v1::EndpointState::Draining {
-                    *known = made;
+                if known.as_ref().is_none_or(|known| known.state() == v1::EndpointState::Draining) {
+                    *known = Some(made);
                 }
             }
         }
         endpoints
+    }
+
+    /// The pod at the address of a slice's endpoint, if one is known. The slice says which of several, and that a pod is to be
+    /// there: Pods and slices come by watches of their own, and until the Pod is here nobody knows whether it has a sidecar.
+    fn pod_behind(
+        &self,
+        endpoint: &SliceEndpoint,
+        namespace: &str,
+        deps: &mut Deps,
+    ) -> Result<Option<Pod<'_>>, Withheld> {
+        let holders = self.addresses.get(&endpoint.address).into_iter();
+        let mut at_address = holders
+            .flat_map(|holders| &holders.pods)
+            .filter_map(|name| Some((&**name, self.pods.get(name)?)))
+            .filter(|(_, pod)| !pod.finished);
+        let Some(target) = endpoint.target(namespace) else { return Ok(at_address.next()) };
+        if let Some(named) = at_address.clone().find(|(name, _)| (&*name.namespace, &*name.name) == target) {
+            return Ok(Some(named));
+        }
+        let target = Name::new(target.0, target.1);
+        deps.add(Dep::pod(&target));
+        // It shares its node's address, which does not tell it, or has another network beside what its Pod says: who is at the
+        // address is known all the same.
+        let elsewhere = self.pods.get(&target).is_some_and(|pod| !pod.finished && !pod.ips.is_empty());
+        if elsewhere { Ok(at_address.next()) } else { Err(Withheld) }
     }
 
     fn pod_endpoints(
@@ -160,7 +197,7 @@ impl Mesh {
             let Some(ip) = pod.ips.iter().find(own_family).or(pod.ips.first()) else { continue };
             let mut endpoint = self.endpoint(*ip, number, Some((pod_name, pod)), defaults, state);
             self.hint(&mut endpoint, service.distribution, pod);
-            endpoints.insert((*ip, number), endpoint);
+            endpoints.insert((*ip, number), Some(endpoint));
         }
         endpoints
     }
@@ -197,7 +234,7 @@ impl Mesh {
         &self,
         ip: IpAddr,
         port: u16,
-        pod: Option<(&Name, &PodEntry)>,
+        pod: Option<Pod<'_>>,
         defaults: &Defaults,
         state: v1::EndpointState,
     ) -> v1::Endpoint {

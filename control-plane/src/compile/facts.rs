@@ -247,9 +247,29 @@ pub(super) struct SliceEndpoint {
     pub ready: bool,
     pub serving: bool,
     pub terminating: bool,
-    pub zone: String,
+    pub zone: Box<str>,
     /// None: no hints, or empty ones.
     pub hints: Option<Box<Hints>>,
+    /// The pod that it is said to be of: its name, and before it `namespace/` where that is another than the slice's.
+    target: Option<Box<str>>,
+}
+
+impl SliceEndpoint {
+    /// Namespace and name of the pod that it is said to be of, by a slice of this namespace.
+    pub(super) fn target<'a>(&'a self, namespace: &'a str) -> Option<(&'a str, &'a str)> {
+        let target = self.target.as_deref()?;
+        Some(target.split_once('/').unwrap_or((namespace, target)))
+    }
+}
+
+/// `targetRef`, where it means a Pod.
+fn target(endpoint: &Endpoint, namespace: &str) -> Option<Box<str>> {
+    let target = endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"))?;
+    let name = target.name.as_deref().filter(|name| !name.is_empty())?;
+    Some(match target.namespace.as_deref().filter(|other| !other.is_empty() && *other != namespace) {
+        Some(other) => format!("{other}/{name}").into(),
+        None => name.into(),
+    })
 }
 
 /// Whose callers an endpoint is meant for.
@@ -286,14 +306,15 @@ impl SliceEntry {
                 ready,
                 serving: conditions.and_then(|c| c.serving).unwrap_or(ready),
                 terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
-                zone: endpoint.zone.clone().unwrap_or_default(),
+                zone: endpoint.zone.clone().unwrap_or_default().into(),
                 hints: Hints::of(endpoint),
+                target: target(endpoint, &namespace),
             })
         });
         Self {
+            endpoints: endpoints.collect(),
             service: service.map(|name| Name::new(namespace, name)),
             ports: ports.filter_map(number).collect(),
-            endpoints: endpoints.collect(),
         }
     }
 

@@ -1,7 +1,9 @@
-//! The compiler's tests: manifests in, mesh config out (`golden`), and what a change touches (`touched`).
+//! The compiler's tests: manifests in, mesh config out (`golden`), what a change touches (`touched`), what is
+//! said of objects (`problems`), and whose an EndpointSlice says that its endpoints are (`targets`).
 
 mod golden;
 mod problems;
+mod targets;
 mod touched;
 
 use super::{Mesh, Options};

@@ -127,6 +127,13 @@ const PIECES: &[&str] = &[
     "{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: c-1, namespace: n, labels: {kubernetes.io/service-name: c}}, addressType: IPv4, ports: [{port: 80}], endpoints: [{addresses: [10.0.0.1], hints: {forZones: [{name: z1}]}}]}",
     "{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: c-1, namespace: n, labels: {kubernetes.io/service-name: c}}, addressType: IPv4, ports: [{port: 80}], endpoints: [{addresses: [10.0.0.1]}]}",
     "{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: c-1, namespace: n, labels: {kubernetes.io/service-name: a}}, addressType: IPv4, ports: [{port: 80}], endpoints: [{addresses: [10.0.0.2]}]}",
+    "{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: c-1, namespace: n, labels: {kubernetes.io/service-name: c}}, addressType: IPv4, ports: [{port: 80}], endpoints: [{addresses: [10.0.0.1], targetRef: {kind: Pod, name: a, namespace: n}}]}",
+    "{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: c-2, namespace: n, labels: {kubernetes.io/service-name: c}}, addressType: IPv4, ports: [{port: 80}], endpoints: [{addresses: [10.0.0.2], targetRef: {kind: Pod, name: a, namespace: m}}]}",
+    "{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: a-1, namespace: n, labels: {kubernetes.io/service-name: a}}, addressType: IPv4, ports: [{port: 80}], endpoints: [{addresses: [10.0.0.1], targetRef: {kind: Pod, name: b}}, {addresses: [10.0.0.3], targetRef: {kind: Pod, name: a}}]}",
+    "{apiVersion: v1, kind: Pod, metadata: {name: b, namespace: n, labels: {app: a}}}",
+    "{apiVersion: v1, kind: Pod, metadata: {name: b, namespace: n, labels: {app: a}, annotations: {heddle.dev/sidecar: 'true'}}, spec: {hostNetwork: true, containers: []}, status: {podIP: 10.0.0.1}}",
+    "{apiVersion: v1, kind: Pod, metadata: {name: a, namespace: n, labels: {app: a}, deletionTimestamp: '2026-01-01T00:00:00Z', annotations: {heddle.dev/sidecar: 'true'}}, status: {podIP: 10.0.0.3}}",
+    "{apiVersion: v1, kind: Pod, metadata: {name: b, namespace: n, labels: {app: b}}, status: {podIP: 10.0.0.1, phase: Failed}}",
     "{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {name: r, namespace: n}, spec: {parentRefs: [{group: '', kind: Service, name: a}], rules: [{backendRefs: [{name: b, port: 80}, {name: c, port: 80}]}]}}",
     "{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {name: r, namespace: n}, spec: {parentRefs: [{group: '', kind: Service, name: b}], rules: [{backendRefs: [{name: a, port: 80}]}]}}",
     "{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {name: r, namespace: m}, spec: {parentRefs: [{group: '', kind: Service, name: a, namespace: n}], rules: [{backendRefs: [{name: b, namespace: n, port: 80}]}]}}",
@@ -153,6 +160,7 @@ fn everything(mesh: &Mesh) -> BTreeMap<String, (Vec<Dep>, String)> {
             "10.0.0.1:80",
             "10.0.0.1:81",
             "10.0.0.2:80",
+            "10.0.0.3:80",
             "b.b.n.svc:80",
         ] {
             let compiled = mesh.destination(caller, name);
@@ -162,7 +170,7 @@ fn everything(mesh: &Mesh) -> BTreeMap<String, (Vec<Dep>, String)> {
             );
         }
     }
-    for key in ["n/a:80", "n/b:80", "n/c:80", "n/a:80@10.0.0.1", "n/pod/a:80@10.0.0.1"] {
+    for key in ["n/a:80", "n/b:80", "n/c:80", "n/a:80@10.0.0.1", "n/c:80@10.0.0.2", "n/pod/a:80@10.0.0.1"] {
         let compiled = mesh.endpoints(key);
         all.insert(format!("endpoints {key}"), (compiled.deps, format!("{:?}", compiled.value)));
     }
@@ -174,7 +182,7 @@ fn everything(mesh: &Mesh) -> BTreeMap<String, (Vec<Dep>, String)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(192))]
 
     /// The two promises that the hub lives by: what changed was touched, and the order of changes does not matter.
     #[test]
