@@ -15,8 +15,16 @@ use crate::object::Name;
 /// Where endpoints are sorted and told apart. Without a value: withheld, because its pod is not known there yet.
 pub(super) type ByAddress = BTreeMap<(IpAddr, u16), Option<v1::Endpoint>>;
 
-/// A pod and its name.
-type Pod<'a> = (&'a Name, &'a PodEntry);
+/// Who is behind an endpoint.
+#[derive(Clone, Copy)]
+enum Behind<'a> {
+    /// This pod, which has the address.
+    Pod(&'a Name, &'a PodEntry),
+    /// A pod of which another address is known.
+    Somebody,
+    /// No pod, or one on its node's network: there can be no sidecar.
+    Nobody,
+}
 
 /// An endpoint of which nothing can be said yet.
 struct Withheld;
@@ -53,7 +61,7 @@ impl Mesh {
                     let defaults = self.defaults(&name.namespace);
                     let mut endpoints = ByAddress::new();
                     if let Some(state) = pod_state(pod, true) {
-                        let endpoint = self.endpoint(*ip, *number, Some((name, pod)), &defaults, state);
+                        let endpoint = self.endpoint(*ip, *number, Behind::Pod(name, pod), &defaults, state);
                         endpoints.insert((*ip, *number), Some(endpoint));
                     }
                     endpoints
@@ -89,7 +97,7 @@ impl Mesh {
         let state = pod_state(pod, true)?;
         let number = pod.target(port)?;
         let defaults = self.defaults(&service.namespace);
-        Some(((ip, number), Some(self.endpoint(ip, number, Some((name, pod)), &defaults, state))))
+        Some(((ip, number), Some(self.endpoint(ip, number, Behind::Pod(name, pod), &defaults, state))))
     }
 
     /// Where a Service's port leads, to what is withheld too.
@@ -134,11 +142,15 @@ impl Mesh {
                     _ => continue,
                 };
                 let known = endpoints.entry((endpoint.address, number)).or_default();
-                let Ok(pod) = self.pod_behind(endpoint, &name.namespace, deps) else { continue };
-                let abroad = pod.filter(|(pod, _)| pod.namespace != name.namespace);
-                let theirs = abroad.map(|(pod, _)| self.defaults(&pod.namespace));
+                let Ok(behind) = self.behind(endpoint, &name.namespace, deps) else { continue };
+                let theirs = match behind {
+                    Behind::Pod(pod, _) if pod.namespace != name.namespace => {
+                        Some(self.defaults(&pod.namespace))
+                    }
+                    _ => None,
+                };
                 let defaults = theirs.as_ref().unwrap_or(defaults);
-                let mut made = self.endpoint(endpoint.address, number, pod, defaults, state);
+                let mut made = self.endpoint(endpoint.address, number, behind, defaults, state);
                 if !endpoint.zone.is_empty() {
                     made.zone = endpoint.zone.to_string();
                 }
@@ -156,29 +168,34 @@ impl Mesh {
         endpoints
     }
 
-    /// The pod at the address of a slice's endpoint, if one is known. The slice says which of several, and that a pod is to be
+    /// Who is at the address of a slice's endpoint. The slice says which of several, and that a pod is to be
     /// there: Pods and slices come by watches of their own, and until the Pod is here nobody knows whether it has a sidecar.
-    fn pod_behind(
+    fn behind(
         &self,
         endpoint: &SliceEndpoint,
         namespace: &str,
         deps: &mut Deps,
-    ) -> Result<Option<Pod<'_>>, Withheld> {
+    ) -> Result<Behind<'_>, Withheld> {
         let holders = self.addresses.get(&endpoint.address).into_iter();
         let mut at_address = holders
             .flat_map(|holders| &holders.pods)
             .filter_map(|name| Some((&**name, self.pods.get(name)?)))
             .filter(|(_, pod)| !pod.finished);
-        let Some(target) = endpoint.target(namespace) else { return Ok(at_address.next()) };
-        if let Some(named) = at_address.clone().find(|(name, _)| (&*name.namespace, &*name.name) == target) {
-            return Ok(Some(named));
+        let mut named = at_address.clone();
+        let mut first = |otherwise| at_address.next().map_or(otherwise, |(name, pod)| Behind::Pod(name, pod));
+        let Some(target) = endpoint.target(namespace) else { return Ok(first(Behind::Nobody)) };
+        if let Some((name, pod)) = named.find(|(name, _)| (&*name.namespace, &*name.name) == target) {
+            return Ok(Behind::Pod(name, pod));
         }
         let target = Name::new(target.0, target.1);
         deps.add(Dep::pod(&target));
         // It shares its node's address, which does not tell it, or has another network beside what its Pod says: who is at the
         // address is known all the same.
-        let elsewhere = self.pods.get(&target).is_some_and(|pod| !pod.finished && !pod.ips.is_empty());
-        if elsewhere { Ok(at_address.next()) } else { Err(Withheld) }
+        match self.pods.get(&target).filter(|pod| !pod.finished && !pod.ips.is_empty()) {
+            Some(pod) if pod.host_network => Ok(first(Behind::Nobody)),
+            Some(_) => Ok(first(Behind::Somebody)),
+            None => Err(Withheld),
+        }
     }
 
     fn pod_endpoints(
@@ -195,7 +212,7 @@ impl Mesh {
             let Some(number) = pod.target(port) else { continue };
             let own_family = |ip: &&IpAddr| service.family.is_none_or(|family| Family::of(**ip) == family);
             let Some(ip) = pod.ips.iter().find(own_family).or(pod.ips.first()) else { continue };
-            let mut endpoint = self.endpoint(*ip, number, Some((pod_name, pod)), defaults, state);
+            let mut endpoint = self.endpoint(*ip, number, Behind::Pod(pod_name, pod), defaults, state);
             self.hint(&mut endpoint, service.distribution, pod);
             endpoints.insert((*ip, number), Some(endpoint));
         }
@@ -229,27 +246,31 @@ impl Mesh {
         }
     }
 
-    /// `defaults`: of the pod's namespace, or of the Service's where no pod is known.
+    /// `defaults`: of the pod's namespace, or of the Service's where no pod is known at the address.
     fn endpoint(
         &self,
         ip: IpAddr,
         port: u16,
-        pod: Option<Pod<'_>>,
+        behind: Behind<'_>,
         defaults: &Defaults,
         state: v1::EndpointState,
     ) -> v1::Endpoint {
-        let mode = defaults.mtls(port);
+        let (pod, could_be_meshed) = match behind {
+            Behind::Pod(name, pod) => (Some((name, pod)), !pod.host_network),
+            Behind::Somebody => (None, true),
+            Behind::Nobody => (None, false),
+        };
         let meshed = pod.filter(|(_, pod)| pod.meshed);
         // Whatever an EndpointSlice says, only an annotated pod at this address has an identity.
         let identity = meshed
-            .filter(|_| mode != v1::MtlsMode::Disabled)
+            .filter(|_| defaults.modes.at(port) != v1::MtlsMode::Disabled)
             .and_then(|(name, pod)| self.identity(name, pod))
             .map(|id| id.to_string())
             .unwrap_or_default();
         v1::Endpoint {
             address: ip.to_string(),
             port: u32::from(port),
-            must_be_meshed: mode == v1::MtlsMode::Strict && identity.is_empty(),
+            must_be_meshed: identity.is_empty() && defaults.must_be_meshed(port, could_be_meshed),
             identity,
             zone: pod.map(|(_, pod)| self.zone(pod)).unwrap_or_default(),
             weight: 1,

@@ -38,7 +38,7 @@ impl Mesh {
         self.sliced_leads(&name, entry, &mut leads, &mut deps);
         let defaults = self.defaults(&name.namespace);
         // Ports that only a MeshPolicy names differ from the rest, too.
-        for (number, _) in &defaults.ports {
+        for (number, _) in &defaults.modes.ports {
             leads.entry(*number).or_default();
         }
         for leads in leads.values_mut() {
@@ -49,13 +49,13 @@ impl Mesh {
             v1::InboundPort {
                 port: u32::from(number),
                 protocol: self.inbound_protocol(&leads).into(),
-                mtls: defaults.mtls(number).into(),
+                mtls: defaults.modes.at(number).into(),
                 access: self.access_rules(&services, &name.namespace),
                 authorities: self.authorities(entry, &leads),
             }
         };
         let value = v1::Inbound {
-            mtls: defaults.mtls.into(),
+            mtls: defaults.modes.mtls.into(),
             ports: leads.into_iter().map(port).collect(),
             terminating: entry.terminating,
             access: self.access_rules(&[], &name.namespace),

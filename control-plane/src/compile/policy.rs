@@ -12,16 +12,45 @@ use crate::object::Name;
 /// What a namespace's MeshPolicy says, the mesh's default behind it field by field.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Defaults {
-    pub mtls: v1::MtlsMode,
-    pub ports: Vec<(u16, v1::MtlsMode)>,
+    pub modes: Modes,
+    /// What the namespace says of itself, without the mesh's default.
+    pub own: Modes,
     pub opaque_ports: Vec<u32>,
     pub access_log: v1::AccessLog,
 }
 
-impl Defaults {
+/// Modes of mTLS.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Modes {
+    pub mtls: v1::MtlsMode,
+    /// Ports that differ.
+    pub ports: Vec<(u16, v1::MtlsMode)>,
+}
+
+impl Modes {
+    /// Of policies, the first of which goes first.
+    fn of<'a>(specs: impl Iterator<Item = &'a resources::MeshPolicySpec> + Clone) -> Self {
+        let ports = specs.clone().find_map(|spec| spec.ports.as_ref()).into_iter().flatten();
+        let mut ports: Vec<_> = ports.map(|port| (port.port.get(), mode(port.mtls))).collect();
+        // Named twice, the first holds.
+        ports.sort_by_key(|(port, _)| *port);
+        ports.dedup_by_key(|(port, _)| *port);
+        let mtls = specs.into_iter().find_map(|spec| spec.mtls);
+        Self { mtls: mtls.map_or(v1::MtlsMode::Permissive, mode), ports }
+    }
+
     /// The mode of a pod's port.
-    pub(super) fn mtls(&self, port: u16) -> v1::MtlsMode {
+    pub(super) fn at(&self, port: u16) -> v1::MtlsMode {
         self.ports.iter().find(|(number, _)| *number == port).map_or(self.mtls, |(_, mode)| *mode)
+    }
+}
+
+impl Defaults {
+    /// Whether who sends to a port that has no sidecar is to send nothing. The mesh's default asks that of what could have a
+    /// sidecar alone: the API server, a database outside or a pod on its node's network never can.
+    pub(super) fn must_be_meshed(&self, port: u16, could_be: bool) -> bool {
+        let strict = |modes: &Modes| modes.at(port) == v1::MtlsMode::Strict;
+        strict(&self.modes) && (could_be || strict(&self.own))
     }
 }
 
@@ -30,15 +59,6 @@ impl Mesh {
     pub(super) fn defaults(&self, namespace: &str) -> Defaults {
         let of = |namespace: &str| self.mesh_policies.get(namespace)?.values().next();
         let specs = || [of(namespace), of(SYSTEM_NAMESPACE)].into_iter().flatten().map(|policy| &policy.spec);
-        let mut ports: Vec<_> = specs()
-            .find_map(|spec| spec.ports.as_ref())
-            .into_iter()
-            .flatten()
-            .map(|port| (port.port.get(), mode(port.mtls)))
-            .collect();
-        // Named twice, the first holds.
-        ports.sort_by_key(|(port, _)| *port);
-        ports.dedup_by_key(|(port, _)| *port);
         let mut opaque_ports: Vec<u32> = specs()
             .find_map(|spec| spec.opaque_ports.as_ref())
             .into_iter()
@@ -49,8 +69,8 @@ impl Mesh {
         opaque_ports.dedup();
         let access_log = specs().find_map(|spec| spec.logs.as_ref()?.access);
         Defaults {
-            mtls: specs().find_map(|spec| spec.mtls).map_or(v1::MtlsMode::Permissive, mode),
-            ports,
+            modes: Modes::of(specs()),
+            own: Modes::of(of(namespace).into_iter().map(|policy| &policy.spec)),
             opaque_ports,
             access_log: match access_log {
                 Some(resources::AccessLogMode::Off) => v1::AccessLog::Off,

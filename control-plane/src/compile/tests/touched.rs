@@ -143,6 +143,7 @@ const PIECES: &[&str] = &[
     "{apiVersion: heddle.dev/v1alpha1, kind: AccessPolicy, metadata: {name: p, namespace: n}, spec: {targetRefs: [{kind: Service, name: b}], action: Allow}}",
     "{apiVersion: heddle.dev/v1alpha1, kind: AccessPolicy, metadata: {name: q, namespace: n}, spec: {targetRefs: [{kind: Namespace, name: n}], action: Deny}}",
     "{apiVersion: heddle.dev/v1alpha1, kind: MeshPolicy, metadata: {name: p, namespace: n}, spec: {mtls: Strict, opaquePorts: [80]}}",
+    "{apiVersion: heddle.dev/v1alpha1, kind: MeshPolicy, metadata: {name: p, namespace: heddle-system}, spec: {mtls: Strict}}",
     "{apiVersion: heddle.dev/v1alpha1, kind: MeshPolicy, metadata: {name: p, namespace: heddle-system}, spec: {mtls: Disabled, ports: [{port: 81, mtls: Strict}]}}",
 ];
 
