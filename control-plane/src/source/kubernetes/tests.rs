@@ -33,6 +33,10 @@ struct State {
     objects: HashMap<&'static str, Vec<Value>>,
     watches: Vec<(&'static str, UnboundedSender<Bytes>)>,
     gateway: bool,
+    /// Heddle's definitions were deleted, or it does not know yet that they are there.
+    undefined: bool,
+    /// Discovery says of every group that there is none.
+    mute: bool,
     away: bool,
     /// Versions before this one are forgotten: whoever asks from there gets 410 Gone.
     forgotten: u64,
@@ -61,6 +65,9 @@ impl State {
         let Some(plural) = Kind::ALL.map(Kind::plural).into_iter().find(|plural| *plural == last) else {
             return self.resources(uri.path());
         };
+        if !self.defines(plural) {
+            return answer(StatusCode::NOT_FOUND, &failure(404));
+        }
         if !query.contains("watch=true") {
             self.lists += 1;
             let items = self.objects.get(plural).cloned().unwrap_or_default();
@@ -78,6 +85,15 @@ impl State {
         Response::new(BoxBody::new(StreamBody::new(frames)))
     }
 
+    fn defines(&self, plural: &str) -> bool {
+        match plural {
+            "httproutes" | "grpcroutes" => self.gateway,
+            "tcproutes" | "referencegrants" => false,
+            "trafficpolicies" | "accesspolicies" | "meshpolicies" => !self.undefined,
+            _ => true,
+        }
+    }
+
     fn resources(&self, path: &str) -> Answer {
         let of = |kinds: &[Kind]| {
             let one = |kind: &Kind| json!({"name": kind.plural(), "kind": kind.as_str(), "namespaced": true, "singularName": "", "verbs": []});
@@ -88,7 +104,10 @@ impl State {
             )
         };
         match path {
-            "/apis/heddle.dev/v1alpha1" => of(&[Kind::TrafficPolicy, Kind::AccessPolicy, Kind::MeshPolicy]),
+            _ if self.mute => answer(StatusCode::NOT_FOUND, &failure(404)),
+            "/apis/heddle.dev/v1alpha1" if !self.undefined => {
+                of(&[Kind::TrafficPolicy, Kind::AccessPolicy, Kind::MeshPolicy])
+            }
             "/apis/gateway.networking.k8s.io/v1" if self.gateway => of(&[Kind::HttpRoute, Kind::GrpcRoute]),
             _ => answer(StatusCode::NOT_FOUND, &failure(404)),
         }
@@ -177,7 +196,11 @@ struct World {
 
 impl World {
     async fn start() -> Self {
-        let api = Api::default();
+        Self::over(Api::default()).await
+    }
+
+    /// With a Service and a Pod.
+    async fn over(api: Api) -> Self {
         api.edit(|state| {
             state.version = 1;
             let service = json!({"apiVersion": "v1", "kind": "Service",
@@ -257,4 +280,89 @@ async fn a_cluster_without_the_gateway_api_does_without_and_notices_when_it_come
     while !routed(&world.mesh) || without(&world.problems) {
         world.take().await;
     }
+}
+
+impl World {
+    /// With a policy that denies; then some time of an API server that has been edited.
+    async fn guarded() -> Self {
+        let api = Api::default();
+        api.edit(|state| {
+            let policy = json!({"apiVersion": "heddle.dev/v1alpha1", "kind": "AccessPolicy",
+                "metadata": {"name": "p", "namespace": "shop", "resourceVersion": "1"},
+                "spec": {"targetRefs": [{"kind": "Namespace", "name": "shop"}], "action": "Deny", "rules": []}});
+            state.objects.insert("accesspolicies", vec![policy]);
+        });
+        let world = Self::over(api).await;
+        assert!(world.is_guarded());
+        world
+    }
+
+    fn is_guarded(&self) -> bool {
+        !self.mesh.inbound(&"shop/a".parse().unwrap()).value.unwrap().access.is_empty()
+    }
+
+    /// Lets time pass; whether the policy was there all along.
+    async fn after(&mut self, seconds: u64) -> bool {
+        let mut guarded = true;
+        // In steps, so that answers come in between.
+        for _ in 0..seconds * 10 {
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            while let Ok(batch) = self.batches.try_recv() {
+                self.mesh.apply(batch.changes);
+            }
+            guarded &= self.is_guarded();
+        }
+        guarded
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn discovery_alone_makes_no_kind_missing() {
+    let mut world = World::guarded().await;
+    let lists = world.api.edit(|state| state.lists);
+    world.api.edit(|state| state.mute = true);
+    assert!(world.after(300).await);
+    let asked = world.api.edit(|state| state.lists) - lists;
+    assert!(asked < 100, "it is looked whether a list says the same, now and then: {asked}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_api_server_that_does_not_know_its_definitions_for_a_moment_makes_no_kind_missing() {
+    let mut world = World::guarded().await;
+    // It is just when somebody looks.
+    world.after(19).await;
+    world.api.edit(|state| {
+        (state.undefined, state.mute) = (true, true);
+        // It has restarted.
+        state.watches.clear();
+    });
+    assert!(world.after(2).await);
+    world.api.edit(|state| (state.undefined, state.mute) = (false, false));
+    assert!(world.after(60).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_starts_beside_such_an_api_server_waits_for_its_word() {
+    let api = Api::default();
+    api.edit(|state| (state.undefined, state.mute) = (true, true));
+    tokio::spawn({
+        let api = api.clone();
+        async move {
+            tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+            api.edit(|state| (state.undefined, state.mute) = (false, false));
+        }
+    });
+    let world = World::over(api).await;
+    assert!(world.problems.iter().all(|problem| !problem.contains("AccessPolicy")), "{:?}", world.problems);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_definition_that_is_deleted_takes_its_objects_along() {
+    let mut world = World::guarded().await;
+    world.api.edit(|state| state.undefined = true);
+    world.after(40).await;
+    assert!(!world.is_guarded(), "though its watch says nothing");
+    world.api.edit(|state| state.undefined = false);
+    world.after(10).await;
+    assert!(world.is_guarded());
 }
