@@ -124,6 +124,7 @@ impl Hub {
         self.metrics.batches.inc();
         self.refresh(&touched);
         self.log_problems();
+        batch.notes.enter();
         if batch.synced {
             self.synced.send_if_modified(|synced| !std::mem::replace(synced, true));
         }

@@ -103,7 +103,7 @@ pub async fn run(dir: PathBuf, state: PathBuf, tx: mpsc::Sender<Batch>) -> anyho
         }
         if !outcome.rest.is_empty() {
             // Nobody looks before everything is in, so it need not come in at once.
-            let batch = Batch { changes: outcome.changes, problems: None, synced: false };
+            let batch = Batch { changes: outcome.changes, ..Batch::default() };
             if tx.send(batch).await.is_err() {
                 return Ok(());
             }
@@ -122,7 +122,7 @@ pub async fn run(dir: PathBuf, state: PathBuf, tx: mpsc::Sender<Batch>) -> anyho
             log.report(problems);
         }
         if synced_now || !outcome.changes.is_empty() || problems.is_some() {
-            let batch = Batch { changes: outcome.changes, problems, synced: true };
+            let batch = Batch { changes: outcome.changes, problems, synced: true, ..Batch::default() };
             if tx.send(batch).await.is_err() {
                 return Ok(());
             }

@@ -9,10 +9,11 @@ pub mod kubernetes;
 mod last_good;
 mod notices;
 
+use self::kubernetes::ledger::Notes;
 use crate::{diagnostics::Diagnostic, object::Change};
 
 /// A transaction: what changed since the last one.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct Batch {
     /// In no particular order; an object appears at most once as [`Change::Upsert`] or [`Change::Remove`].
     pub changes: Vec<Change>,
@@ -20,6 +21,8 @@ pub struct Batch {
     pub problems: Option<Vec<Diagnostic>>,
     /// The first complete listing is in, with this batch or an earlier one.
     pub synced: bool,
+    /// To be entered once the batch was applied.
+    pub notes: Notes,
 }
 
 /// The objects of a text, all of which must be good.

@@ -530,7 +530,12 @@ async fn a_replica_that_loses_the_lease_while_it_publishes_writes_nothing_more()
     }
     let (ledger, (tx, mut batches)) = (Arc::<Ledger>::default(), mpsc::channel(16));
     tokio::spawn(source::kubernetes::run(server.client(), Arc::clone(&ledger), tx));
-    while !batches.recv().await.unwrap().synced {}
+    while let Some(batch) = batches.recv().await {
+        batch.notes.enter();
+        if batch.synced {
+            break;
+        }
+    }
     let (leading, leads) = watch::channel(false);
     let _followed = follow_as(&server, ledger, leads).await;
     seconds(5).await;

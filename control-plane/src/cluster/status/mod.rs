@@ -116,6 +116,9 @@ impl Writer {
     }
 
     async fn round(&mut self) {
+        // First what the objects were, then what is said of them: what was compiled in between is of a version that the API
+        // server has already, and it refuses what is written by an older one.
+        let all = self.ledger.all();
         let diagnostics = self.hub.diagnostics();
         let mut problems: BTreeMap<&ObjectRef, Vec<&Diagnostic>> = BTreeMap::new();
         for diagnostic in &diagnostics {
@@ -124,7 +127,6 @@ impl Writer {
             }
         }
         let mut writes = 0;
-        let all = self.ledger.all();
         let versions: HashMap<_, _> = all.iter().map(|(object, seen)| (object, &seen.version)).collect();
         self.written.retain(|object, version| versions.get(object) == Some(&&*version));
         drop(versions);

@@ -1,9 +1,12 @@
-//! What the status writer and the webhook need of objects, as the API server last sent them. The compiler has no use for
+//! What the status writer and the webhook need of objects, as they were last compiled. The compiler has no use for
 //! it, so it takes no part in what goes there.
+//!
+//! It must not be ahead of the compiler, or a status would say that it is of a spec which nobody has looked at yet. So what
+//! is news goes with its batch, as [`Notes`], and is entered once that was applied.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -58,7 +61,7 @@ impl Seen {
 }
 
 /// What is kept of one object.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Entry {
     /// What its status is to be written by; only of kinds that have one of ours.
     pub seen: Option<Seen>,
@@ -109,32 +112,52 @@ impl Ledger {
         self.lock().security.get(namespace).cloned()
     }
 
-    pub(super) fn set(&self, reference: &ObjectRef, entry: Entry) {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn set(&mut self, reference: ObjectRef, entry: Entry) {
         let Entry { seen, meshed, uid, security } = entry;
-        let mut inner = self.lock();
         if reference.kind == Kind::Namespace {
             match uid {
-                Some(uid) => inner.uids.insert(reference.name.clone(), uid),
-                None => inner.uids.remove(&reference.name),
+                Some(uid) => self.uids.insert(reference.name.clone(), uid),
+                None => self.uids.remove(&reference.name),
             };
             if security.is_empty() {
-                inner.security.remove(&reference.name);
+                self.security.remove(&reference.name);
             } else {
-                inner.security.insert(reference.name.clone(), security);
+                self.security.insert(reference.name.clone(), security);
             }
         }
         match seen {
-            Some(seen) => inner.seen.insert(reference.clone(), seen),
-            None => inner.seen.remove(reference),
+            Some(seen) => self.seen.insert(reference.clone(), seen),
+            None => self.seen.remove(&reference),
         };
         if meshed {
-            inner.meshed.insert(reference.clone());
+            self.meshed.insert(reference);
         } else {
-            inner.meshed.remove(reference);
+            self.meshed.remove(&reference);
         }
     }
+}
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+/// What is news for the ledger in a batch; of a source that has none, nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Notes(Option<(Arc<Ledger>, HashMap<ObjectRef, Entry>)>);
+
+impl Notes {
+    pub(super) fn new(ledger: &Arc<Ledger>, entries: HashMap<ObjectRef, Entry>) -> Self {
+        Self(Some((Arc::clone(ledger), entries)))
+    }
+
+    /// To be called when the batch was applied.
+    pub fn enter(self) {
+        let Some((ledger, entries)) = self.0 else { return };
+        let mut inner = ledger.lock();
+        for (reference, entry) in entries {
+            inner.set(reference, entry);
+        }
     }
 }

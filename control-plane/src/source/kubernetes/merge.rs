@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    ledger::{Entry, Ledger},
+    ledger::{Entry, Ledger, Notes},
     read::Item,
     watch::Notice,
 };
@@ -29,6 +29,8 @@ pub(super) struct Merge {
     missing: BTreeSet<Kind>,
     broken: BTreeMap<ObjectRef, Diagnostic>,
     changes: HashMap<ObjectRef, Change>,
+    /// What the ledger is to have of what changes.
+    entries: HashMap<ObjectRef, Entry>,
     reported: Vec<Diagnostic>,
     synced: bool,
 }
@@ -42,6 +44,7 @@ impl Merge {
             missing: BTreeSet::new(),
             broken: BTreeMap::new(),
             changes: HashMap::new(),
+            entries: HashMap::new(),
             reported: Vec::new(),
             synced: false,
         }
@@ -94,7 +97,7 @@ impl Merge {
         if old.is_some_and(|old| old == item.version) {
             return;
         }
-        self.ledger.set(&item.reference, item.entry);
+        self.entries.insert(item.reference.clone(), item.entry);
         let change = match item.outcome {
             Ok(object) => {
                 self.broken.remove(&item.reference);
@@ -115,7 +118,7 @@ impl Merge {
 
     fn remove(&mut self, reference: ObjectRef) {
         self.broken.remove(&reference);
-        self.ledger.set(&reference, Entry::default());
+        self.entries.insert(reference.clone(), Entry::default());
         self.changes.insert(reference.clone(), Change::Remove(reference));
     }
 
@@ -132,7 +135,8 @@ impl Merge {
             return None;
         }
         let changes = std::mem::take(&mut self.changes).into_values().collect();
-        Some(Batch { changes, problems, synced: self.synced })
+        let notes = Notes::new(&self.ledger, std::mem::take(&mut self.entries));
+        Some(Batch { changes, problems, synced: self.synced, notes })
     }
 
     fn problems(&self) -> Vec<Diagnostic> {
@@ -165,6 +169,7 @@ mod tests {
     use serde_json::json;
 
     use super::{super::read::read, *};
+    use crate::{compile::Options, hub::Hub, metrics::Metrics};
 
     fn pod(name: &str, version: &str) -> Item {
         let value = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "shop", "resourceVersion": version}});
@@ -215,6 +220,38 @@ mod tests {
         merge.take(Notice::Gone(Box::new(pod("a", "2"))));
         merge.take(Notice::Set(Box::new(pod("b", "3"))));
         assert_eq!(changes(&mut merge), ["+b", "-a"]);
+    }
+
+    #[test]
+    fn the_ledger_is_never_ahead_of_what_was_compiled() {
+        let route = |generation: u32, backend: &str| {
+            let value = json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+                "metadata": {"name": "r", "namespace": "shop", "generation": generation, "resourceVersion": generation.to_string()},
+                "spec": {"parentRefs": [{"group": "", "kind": "Service", "name": "a"}], "rules": [{"backendRefs": [{"name": backend, "port": 80}]}]}});
+            read(Kind::HttpRoute, serde_json::from_value(value).unwrap())
+        };
+        let ledger: Arc<Ledger> = Arc::default();
+        let mut merge = Merge::new(Arc::clone(&ledger));
+        let hub = Hub::new(Options::default(), &[], Metrics::new());
+        let known = || {
+            let generations: Vec<_> = ledger.all().into_iter().map(|(_, seen)| seen.generation).collect();
+            let compiled =
+                hub.diagnostics().iter().map(|problem| problem.message.clone()).collect::<String>();
+            (generations, compiled.contains("shop/first"), compiled.contains("shop/second"))
+        };
+        merge.take(Notice::Set(Box::new(route(1, "first"))));
+        let batch = merge.batch().unwrap();
+        assert_eq!(known(), (vec![], false, false));
+        hub.apply(batch);
+        assert_eq!(known(), (vec![1], true, false));
+        merge.take(Notice::Set(Box::new(route(2, "second"))));
+        let batch = merge.batch().unwrap();
+        assert_eq!(known(), (vec![1], true, false), "a status written now would be of the first");
+        hub.apply(batch);
+        assert_eq!(known(), (vec![2], false, true));
+        merge.take(Notice::Gone(Box::new(route(3, "second"))));
+        hub.apply(merge.batch().unwrap());
+        assert_eq!(known(), (vec![], false, false));
     }
 
     #[test]
