@@ -46,6 +46,8 @@ struct State {
     /// Versions before this one are forgotten: whoever watches from there gets 410 Gone.
     forgotten: u64,
     away: bool,
+    /// It takes requests and answers none.
+    hangs: bool,
     /// What TokenReview says of a token.
     tokens: HashMap<String, Value>,
     /// `METHOD path` of each request that changed something.
@@ -409,6 +411,11 @@ impl ApiServer {
         self.edit(|state| std::mem::take(&mut state.writes))
     }
 
+    /// Whether it takes requests and answers none.
+    pub(crate) fn hang(&self, hangs: bool) {
+        self.edit(|state| state.hangs = hangs);
+    }
+
     /// Watches end without a word, and nobody is let in.
     pub(crate) fn leave(&self) {
         self.edit(|state| {
@@ -455,6 +462,9 @@ impl tower_service::Service<Request<Body>> for ApiServer {
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let server = self.clone();
         Box::pin(async move {
+            if server.edit(|state| state.hangs) {
+                return std::future::pending().await;
+            }
             let (head, body) = request.into_parts();
             let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
             let kind =

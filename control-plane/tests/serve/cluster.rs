@@ -407,10 +407,31 @@ async fn a_leader_that_cannot_reach_the_api_server_stops_before_its_lease_is_any
     assert!(*first.leads.borrow());
     server.leave();
     seconds(12).await;
-    assert!(!*first.leads.borrow(), "within ten seconds of its last renewal");
+    assert!(!*first.leads.borrow(), "well before fifteen seconds after its last renewal");
     server.come_back();
     seconds(3).await;
     assert!(*first.leads.borrow(), "it is still its own");
+}
+
+/// Answers that do not come and refusals, at the worst moments.
+#[tokio::test(start_paused = true)]
+async fn a_leader_whose_api_server_hangs_stops_before_its_lease_is_anyones() {
+    let server = ApiServer::start();
+    let first = candidate(server.client(), "a");
+    seconds(5).await;
+    server.writes();
+    while server.writes().is_empty() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    server.hang(true);
+    seconds(8).await;
+    server.leave();
+    server.hang(false);
+    seconds(2).await;
+    server.hang(true);
+    // Fifteen seconds after the renewal another may begin.
+    tokio::time::sleep(Duration::from_millis(4800)).await;
+    assert!(!*first.leads.borrow());
 }
 
 /// A followed root, without the rest of a control plane.
