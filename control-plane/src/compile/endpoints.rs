@@ -20,7 +20,7 @@ pub(super) type ByAddress = BTreeMap<(IpAddr, u16), Option<v1::Endpoint>>;
 enum Behind<'a> {
     /// This pod, which has the address.
     Pod(&'a Name, &'a PodEntry),
-    /// A pod of which another address is known.
+    /// A pod without sidecar of which other addresses are known.
     Somebody,
     /// No pod, or one on its node's network: there can be no sidecar.
     Nobody,
@@ -189,12 +189,13 @@ impl Mesh {
         }
         let target = Name::new(target.0, target.1);
         deps.add(Dep::pod(&target));
-        // It shares its node's address, which does not tell it, or has another network beside what its Pod says: who is at the
-        // address is known all the same.
         match self.pods.get(&target).filter(|pod| !pod.finished && !pod.ips.is_empty()) {
+            // It shares its node's address, which does not tell it.
             Some(pod) if pod.host_network => Ok(first(Behind::Nobody)),
-            Some(_) => Ok(first(Behind::Somebody)),
-            None => Err(Withheld),
+            // It may have another network beside what its Pod says, and gets plaintext wherever it is.
+            Some(pod) if !pod.meshed => Ok(first(Behind::Somebody)),
+            // Not there yet, without an address yet, or its Pod is late to say that it is another now.
+            _ => Err(Withheld),
         }
     }
 

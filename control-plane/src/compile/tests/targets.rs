@@ -114,21 +114,35 @@ fn a_pod_on_the_nodes_network_is_announced_without_identity_and_whatever_names_n
     assert_eq!(endpoints(&mesh(&text.join("\n---\n"))), ["10.9.0.1  ", "10.9.9.8  ", "10.9.9.9  "]);
 }
 
-/// A slice chooses among the pods at an address or withholds; it neither gives nor takes an identity.
+/// It got another address, and its Pod is late to say so; or it was made anew under its name, as a StatefulSet does.
 #[test]
-fn a_slice_that_names_another_pod_than_the_one_at_the_address_takes_no_identity_away() {
+fn a_pod_with_a_sidecar_is_not_sent_plaintext_at_an_address_that_is_not_known_to_be_its() {
     let text = [
         SERVICE.to_owned(),
         pod("a", "", "x", "", "podIP: 10.0.0.1"),
-        pod("b", "", "y", "", "podIP: 10.0.0.2").replace("app: s", "app: other"),
-        slice(&endpoint("10.0.0.1", "b")),
+        slice(&format!("{}, {}", endpoint("10.0.0.1", "a"), endpoint("10.0.0.2", "a"))),
     ];
     let mut mesh = mesh(&text.join("\n---\n"));
     assert_eq!(endpoints(&mesh), ["10.0.0.1 n/a x"]);
-    mesh.apply(removals(&text[2]));
+    mesh.apply(upserts(&pod("a", "", "x", "", "podIP: 10.0.0.2")));
+    assert_eq!(endpoints(&mesh), ["10.0.0.2 n/a x"]);
+}
+
+/// A slice chooses among the pods at an address or withholds; it neither gives nor takes an identity.
+#[test]
+fn a_slice_that_names_a_pod_of_another_address_takes_no_identity_away() {
+    let bare =
+        pod("b", "", "y", "", "podIP: 10.0.0.2").replace("app: s", "app: other").replace("true", "false");
+    let text = [
+        SERVICE.to_owned(),
+        pod("a", "", "x", "", "podIP: 10.0.0.1"),
+        slice(&format!("{}, {}", endpoint("10.0.0.1", "b"), endpoint("192.168.0.2", "b"))),
+    ];
+    let mut mesh = mesh(&text.join("\n---\n"));
     assert!(endpoints(&mesh).is_empty());
     let waiting = mesh.endpoints("n/s:80");
-    let touched = mesh.apply(upserts(&text[2]));
+    let touched = mesh.apply(upserts(&bare));
     assert!(waiting.deps.iter().any(|dep| touched.contains(dep)), "though it has another address");
-    assert_eq!(endpoints(&mesh), ["10.0.0.1 n/a x"]);
+    // The latter is of a network that its Pod does not tell of.
+    assert_eq!(endpoints(&mesh), ["10.0.0.1 n/a x", "192.168.0.2  "]);
 }
