@@ -1,9 +1,10 @@
-//! What the injector tells a sidecar of its pod's probes and hooks, so that `/probe/<container>.<token>/<kind>` can
-//! replay them. It travels as JSON in an environment variable of the sidecar's container.
+//! What the injector tells a sidecar of its pod's probes and hooks, so that `/probe/<container>/<kind>` can replay them. It
+//! travels as JSON in an environment variable of the sidecar's container.
 //!
-//! Only what the pod's spec declared is in it, with ports as numbers: the sidecar does not know the pod's names. The
-//! token is for kubelet alone, which reads it in the pod's spec: whoever else reaches the sidecar's port cannot ask. It
-//! is part of the place's name, so that injectors and sidecars from before there were tokens read it too.
+//! Only what the pod's spec declared is in it, with ports as numbers: the sidecar does not know the pod's names. A hook does
+//! something, so it is asked for with a token as the query, which kubelet reads in the pod's spec and nobody else knows
+//! who reaches the sidecar's port. It is part of the place's name here, so that sidecars from before there were tokens
+//! read it too.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,7 +25,7 @@ pub const LONGEST_SECONDS: u32 = 3600;
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Token(u128);
 
-/// All of a pod's, by place and kind. A place is a container, and a token where the injector made one.
+/// All of a pod's, by place and kind. A place is a container; of its hooks, the container and the token.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Probes(BTreeMap<String, BTreeMap<Kind, Probe>>);
@@ -130,10 +131,16 @@ impl Token {
         Self(u128::from_be_bytes(bits))
     }
 
-    /// What a container's probes and hooks are found at. No container's name has a dot.
+    /// What a container's hooks are found at. No container's name has a dot.
     #[must_use]
     pub fn place(self, container: &str) -> String {
-        format!("{container}.{:032x}", self.0)
+        format!("{container}.{}", self.query())
+    }
+
+    /// As the query of a hook's path spells it.
+    #[must_use]
+    pub fn query(self) -> String {
+        format!("{:032x}", self.0)
     }
 
     fn of(place: &str) -> Option<Self> {
@@ -154,12 +161,14 @@ impl Probes {
         self.0.entry(place.to_owned()).or_default().insert(kind, probe);
     }
 
-    /// The one that a path asks for: what follows `/probe/`. How long that takes tells nothing of a token.
+    /// The one that a path asks for: what follows `/probe/`, with its query. How long that takes tells nothing of a token.
     #[must_use]
     pub fn find(&self, path: &str) -> Option<(Kind, &Probe)> {
-        let (place, kind) = path.split_once('/')?;
+        let (path, token) = path.split_once('?').map_or((path, None), |(path, token)| (path, Some(token)));
+        let (container, kind) = path.split_once('/').filter(|(container, _)| !container.contains('.'))?;
         let kind = Kind::ALL.into_iter().find(|known| known.as_str() == kind)?;
-        let (_, kinds) = self.0.iter().find(|(known, _)| same(known, place))?;
+        let place = token.map_or_else(|| container.to_owned(), |token| format!("{container}.{token}"));
+        let (_, kinds) = self.0.iter().find(|(known, _)| same(known, &place))?;
         Some((kind, kinds.get(&kind)?))
     }
 
@@ -272,11 +281,19 @@ mod tests {
         probes.insert(&place, Kind::PreStop, probe);
         let probes: Probes = probes.to_string().parse().unwrap();
         assert_eq!(probes.token(), Some(token));
-        assert!(probes.find(&format!("{place}/preStop")).is_some());
-        for other in
-            ["web", "web.", "web.0", &Token::new([0; 16]).place("web"), &format!("{place}0"), &place[..35]]
-        {
-            assert_eq!(probes.find(&format!("{other}/preStop")), None, "{other}");
+        let query = token.query();
+        assert!(probes.find(&format!("web/preStop?{query}")).is_some());
+        let other = Token::new([0; 16]).query();
+        for path in [
+            "web/preStop".to_owned(),
+            "web/preStop?".to_owned(),
+            format!("web/preStop?{other}"),
+            format!("web/preStop?{query}0"),
+            format!("web/preStop?{}", &query[..31]),
+            format!("{place}/preStop"),
+            format!("web/liveness?{query}"),
+        ] {
+            assert_eq!(probes.find(&path), None, "{path}");
         }
     }
 

@@ -126,7 +126,7 @@ pub struct RunArgs {
     #[arg(long, env = "HEDDLE_EXPECT_REDIRECT")]
     pub expect_redirect: bool,
 
-    /// The probes and hooks that `/probe/<container>.<token>/<kind>` replays, as JSON; the injector writes it.
+    /// The probes and hooks that `/probe/<container>/<kind>` replays, as JSON; the injector writes it.
     #[arg(long, env = "HEDDLE_PROBES", value_name = "JSON")]
     pub probes: Option<Probes>,
 

@@ -117,9 +117,10 @@ fn the_containers_flags_are_those_of_heddle_proxy() {
     assert!(seen >= 12, "{seen} containers");
 }
 
-/// What a pod's liveness probe asks for, and what its sidecar knows.
+/// What a pod's hook asks for, and what its sidecar knows.
 fn asked_and_known(pod: &Value, container: usize) -> (String, Probes) {
-    let path = pod["spec"]["containers"][container]["livenessProbe"]["httpGet"]["path"].as_str().unwrap();
+    let hook = &pod["spec"]["containers"][container]["lifecycle"]["preStop"];
+    let path = hook["httpGet"]["path"].as_str().unwrap();
     let env = pod["spec"]["initContainers"][1]["env"].as_array().unwrap();
     let probes = env.iter().find(|env| env["name"] == "HEDDLE_PROBES").unwrap()["value"].as_str().unwrap();
     (path.strip_prefix("/probe/").unwrap().to_owned(), probes.parse().unwrap())
@@ -135,11 +136,15 @@ fn patched(mut pod: Value) -> Value {
 
 #[test]
 fn each_pod_has_a_token_of_its_own_and_keeps_it() {
-    let container = |name: &str| json!({"name": name, "livenessProbe": {"tcpSocket": {"port": 8080}}});
+    let container = |name: &str| {
+        let probe = json!({"tcpSocket": {"port": 8080}});
+        json!({"name": name, "livenessProbe": probe, "lifecycle": {"preStop": {"httpGet": {"port": 8080}}}})
+    };
     let plain = json!({"metadata": {}, "spec": {"containers": [container("web")]}});
     let pod = patched(plain.clone());
     let (path, probes) = asked_and_known(&pod, 0);
-    assert!(probes.find(&path).is_some() && probes.find("web/liveness").is_none(), "{path}");
+    assert!(path.starts_with("web/preStop?") && probes.find(&path).is_some(), "{path}");
+    assert!(probes.find("web/preStop").is_none() && probes.find("web/liveness").is_some());
     assert_ne!(asked_and_known(&patched(plain), 0).0, path, "it can be guessed");
 
     // Asked again, as it is and with what another webhook added.
@@ -154,22 +159,22 @@ fn each_pod_has_a_token_of_its_own_and_keeps_it() {
 }
 
 #[test]
-fn probes_from_before_there_were_tokens_stay_as_they_are() {
-    let old = r#"{"web":{"liveness":{"tcpSocket":{"port":8080},"timeoutSeconds":1}}}"#;
+fn hooks_from_before_there_were_tokens_stay_as_they_are() {
+    let old = r#"{"web":{"preStop":{"httpGet":{"port":8080,"path":"/"},"timeoutSeconds":1}}}"#;
     let pod = json!({"metadata": {}, "spec": {
         "initContainers": [
             {"name": "heddle-redirect"},
             {"name": "heddle-proxy", "restartPolicy": "Always", "env": [{"name": "HEDDLE_PROBES", "value": old}]},
         ],
         "containers": [
-            {"name": "web", "livenessProbe": {"httpGet": {"path": "/probe/web/liveness", "port": 15020}}},
-            {"name": "late", "livenessProbe": {"tcpSocket": {"port": 8081}}},
+            {"name": "web", "lifecycle": {"preStop": {"httpGet": {"path": "/probe/web/preStop", "port": 15020}}}},
+            {"name": "late", "lifecycle": {"preStop": {"httpGet": {"port": 8081}}}},
         ],
     }});
     let pod = patched(pod);
     let (path, probes) = asked_and_known(&pod, 0);
-    assert_eq!(path, "web/liveness");
+    assert_eq!(path, "web/preStop");
     let (late, _) = asked_and_known(&pod, 1);
     assert!(probes.find(&path).is_some() && probes.find(&late).is_some(), "{late}");
-    assert_ne!(late, "late/liveness");
+    assert_ne!(late, "late/preStop");
 }

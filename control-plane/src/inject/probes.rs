@@ -1,6 +1,6 @@
 //! Leads kubelet's probes and HTTP lifecycle hooks to the sidecar, which replays them: kubelet has no identity in the
-//! mesh, and so a Strict namespace needs no hole for it. Port 15020 is open to everyone, so their paths have a token
-//! that nobody can guess: it stands in the pod's spec, for kubelet and the sidecar.
+//! mesh, and so a Strict namespace needs no hole for it. Port 15020 is open to everyone, and a hook does something, so hooks
+//! are asked for with a token that nobody can guess: it stands in the pod's spec, for kubelet and the sidecar.
 //!
 //! Left alone: `exec` and `sleep`, which do not come by the network; what names a `host` of its own; `tcpSocket` hooks,
 //! which Kubernetes ignores.
@@ -65,9 +65,16 @@ pub(super) fn rewrite(
                 match action(container, &asked) {
                     Ok(action) => {
                         let probe = Probe { action, timeout_seconds: seconds(asked.timeout) };
-                        let place = token.get_or_insert_with(new_token).place(&container.name);
-                        all.insert(&place, asked.kind, probe);
-                        edits.replace(&path, rewritten(pod, &path, &place, asked.kind));
+                        let (name, kind) = (&container.name, asked.kind);
+                        let mut get = format!("{PREFIX}{name}/{kind}");
+                        if kind.is_hook() {
+                            let token = token.get_or_insert_with(new_token);
+                            all.insert(&token.place(name), kind, probe);
+                            get = format!("{get}?{}", token.query());
+                        } else {
+                            all.insert(name, kind, probe);
+                        }
+                        edits.replace(&path, rewritten(pod, &path, &get));
                     }
                     Err(Left::Quietly) => {}
                     Err(Left::Saying(why)) => {
@@ -198,13 +205,12 @@ fn seconds(timeout: i64) -> u32 {
 }
 
 /// What was there, but for what it does: periods, thresholds and whatever else kubelet knows stay.
-fn rewritten(pod: &Value, path: &[&str], place: &str, kind: Kind) -> Value {
+fn rewritten(pod: &Value, path: &[&str], get: &str) -> Value {
     let at: String = path.iter().flat_map(|name| ["/", name]).collect();
     let mut declared = pod.pointer(&at).and_then(Value::as_object).cloned().unwrap_or_default();
     for action in ["httpGet", "tcpSocket", "grpc"] {
         declared.remove(action);
     }
-    let get = json!({ "path": format!("{PREFIX}{place}/{kind}"), "port": ports::METRICS });
-    declared.insert("httpGet".to_owned(), get);
+    declared.insert("httpGet".to_owned(), json!({ "path": get, "port": ports::METRICS }));
     Value::Object(declared)
 }

@@ -93,11 +93,7 @@ async fn a_labelled_namespaces_pods_come_back_with_sidecars_and_nobody_elses_do(
     assert_eq!(sidecars(&injected), ["heddle-redirect", "heddle-proxy"]);
     assert_eq!(injected.metadata.annotations.as_ref().unwrap()["heddle.dev/sidecar"], "true");
     let probe = &injected.data["spec"]["containers"][0]["readinessProbe"]["httpGet"];
-    let path = probe["path"].as_str().unwrap();
-    assert!(
-        path.starts_with("/probe/web.") && path.ends_with("/readiness") && probe["port"] == 15020,
-        "{probe}"
-    );
+    assert_eq!((&probe["path"], &probe["port"]), (&"/probe/web/readiness".into(), &15020.into()));
     let sidecar = &injected.data["spec"]["initContainers"][1];
     assert_eq!(sidecar["restartPolicy"], "Always", "the API server keeps it a native sidecar");
 

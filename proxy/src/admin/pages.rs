@@ -59,7 +59,7 @@ impl Page {
             Self::Config => "what the sidecar knows of the mesh, as JSON",
             Self::Instance => "a word that is this process's alone",
             Self::Probe => {
-                "…<container>.<token>/<kind>: replays a probe or hook of the pod's spec, as that spells it"
+                "…<container>/<kind>: replays a probe or hook of the pod's spec, as that spells it"
             }
             Self::LogLevel => "the level of the log; PUT or POST another, as `info,heddle_proxy=debug`",
         }
@@ -136,7 +136,8 @@ where
         Page::LogLevel => show_level(admin),
         Page::Instance => response(StatusCode::OK, TEXT, admin.instance.to_string()),
         Page::Probe => {
-            let place = parts.uri.path().strip_prefix(page.path()).unwrap_or_default();
+            let asked = parts.uri.path_and_query().map_or("", |asked| asked.as_str());
+            let place = asked.strip_prefix(page.path()).unwrap_or_default();
             // Who does not know the token is told no more than of any other page.
             let Some((kind, probe)) = admin.probes.find(place) else { return Ok(no_such_page(surface)) };
             let answer = if seat.take(Work::Replay) {

@@ -439,22 +439,23 @@ async fn slow_application() -> (Probes, oneshot::Receiver<()>, oneshot::Sender<(
 }
 
 #[tokio::test]
-async fn who_does_not_know_the_token_learns_nothing_of_probes() {
+async fn who_does_not_know_the_token_learns_nothing_of_hooks() {
     let token = Token::new([7; 16]);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let action = Action::TcpSocket { port: listener.local_addr().unwrap().port() };
     let mut probes = Probes::default();
-    probes.insert(&token.place("web"), Kind::Liveness, Probe { action, timeout_seconds: 5 });
+    probes.insert(&token.place("web"), Kind::PreStop, Probe { action, timeout_seconds: 5 });
     let (admin, _filter) = admin_with(shop(), probes);
     let get = async |path: &str| ask(&admin, Surface::Metrics, Method::GET, path, "").await;
     let unknown = get("/stats").await;
-    let other = Token::new([8; 16]).place("web");
-    for path in ["/probe/web/liveness".to_owned(), format!("/probe/{other}/liveness"), "/probe/x".to_owned()]
+    let other = Token::new([8; 16]).query();
+    for path in
+        ["/probe/web/preStop".to_owned(), format!("/probe/web/preStop?{other}"), "/probe/x".to_owned()]
     {
         let answer = get(&path).await;
         assert_eq!((answer.status(), answer.body()), (unknown.status(), unknown.body()), "{path}");
     }
-    let known = get(&format!("/probe/{}/liveness", token.place("web"))).await;
+    let known = get(&format!("/probe/web/preStop?{}", token.query())).await;
     assert_eq!(known.status(), StatusCode::OK);
 }
 

@@ -18,7 +18,7 @@ const SILENT: Duration = Duration::from_secs(5);
 /// Thrown away at a time.
 const BUFFER: usize = 16 * 1024;
 
-/// Reads until the client ends, or has had its time. The sending side is closed already.
+/// Reads until the client ends or has had its time. The sending side is closed already.
 pub(super) async fn hear_out<T: AsyncRead + Unpin>(mut io: T) {
     let mut buffer = vec![0; BUFFER];
     let heard = async { while let Ok(Ok(1..)) = timeout(SILENT, io.read(&mut buffer)).await {} };

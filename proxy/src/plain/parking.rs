@@ -27,7 +27,7 @@ use tokio::{
     time::sleep,
 };
 
-use super::{BoxError, farewell, head::Waiting, settings};
+use super::{BoxError, farewell::hear_out, head::Waiting, settings};
 use crate::{detect::Rewind, worker::Drain};
 
 /// How often a worker looks for idle connections. One that shows no request between two looks is parked.
@@ -61,8 +61,6 @@ struct Spot {
 /// How hyper came off a connection.
 enum Left<T> {
     Ended(hyper::Result<()>),
-    /// It has sent its last answer, to a client that may still send.
-    Answered(Rewind<T>),
     Quiet(Rewind<T>),
 }
 
@@ -163,13 +161,6 @@ where
     loop {
         io = match serve(lot, io, &answer).await {
             Left::Ended(ended) => return ended,
-            Left::Answered(io) => {
-                tokio::select! {
-                    () = farewell::hear_out(io) => {}
-                    () = drain.leaving() => {}
-                }
-                return Ok(());
-            }
             Left::Quiet(io) => io,
         };
         let next = tokio::select! {
@@ -218,10 +209,16 @@ where
     // On the heap, so that a parked connection does not keep the room for it.
     let mut parkable = Some(Box::new(http1.serve_connection(io, service)));
     let mut upgradeable: Option<Box<UpgradeableConnection<_, _>>> = None;
+    let mut farewell = None;
     let mut leaving = false;
     poll_fn(|cx| {
         spot.remember(cx);
         loop {
+            if let Some(farewell) = &mut farewell {
+                let heard: Poll<()> = Future::poll(Pin::as_mut(farewell), cx);
+                let over = heard.is_ready() || lot.leaving.get();
+                return if over { Poll::Ready(Left::Ended(Ok(()))) } else { Poll::Pending };
+            }
             let polled = match (&mut parkable, &mut upgradeable) {
                 (Some(connection), _) => Pin::new(connection).poll(cx),
                 (None, Some(connection)) => Pin::new(connection).poll(cx),
@@ -232,7 +229,10 @@ where
                     && spot.content.get()
                     && let Some(connection) = parkable.take()
                 {
-                    return Poll::Ready(Left::Answered(connection.into_parts().io.into_inner().into_inner()));
+                    // On the heap: seldom, and no reason for every connection's task to be larger.
+                    let io = connection.into_parts().io.into_inner().into_inner();
+                    farewell = Some(Box::pin(hear_out(io)));
+                    continue;
                 }
                 return Poll::Ready(Left::Ended(ended));
             }

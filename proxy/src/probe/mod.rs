@@ -1,4 +1,4 @@
-//! `/probe/<container>.<token>/<kind>`: replays what the pod's spec declared, at the pod's own address, and nothing else.
+//! `/probe/<container>/<kind>`: replays what the pod's spec declared, at the pod's own address, and nothing else.
 //!
 //! Kubelet has no identity in the mesh, so the injector leads its probes and hooks here and hands the sidecar what they
 //! were (`heddle_api::probe`). The application still decides: a TCP probe succeeds when the application accepts. Each
