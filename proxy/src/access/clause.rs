@@ -47,7 +47,7 @@ struct Operation {
     paths: Vec<PathPattern>,
 }
 
-/// Each in all its [spellings](crate::path::spellings), so that no other one passes a Deny.
+/// Each in all its [`spellings`], so that no other one passes a Deny.
 #[derive(Debug)]
 enum PathPattern {
     Exact(Vec<String>),
