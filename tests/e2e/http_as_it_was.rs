@@ -19,6 +19,19 @@ use tokio::{
 
 use crate::shop::{self, HOST};
 
+/// Who refuses `/secret/x` there, with which status and reason: the caller's sidecar, and the other one.
+const REFUSED: [(&str, u16, &str); 2] = [("empty:9080", 503, "NoEndpoints"), (HOST, 403, "AccessDenied")];
+
+/// A shop whose sidecars have something to refuse: [`REFUSED`].
+async fn refusing() -> shop::Shop {
+    let shop = shop::open(1).await;
+    shop.world.save("empty.yaml", &manifest::service("shop/empty", 9080, "http", "app: nobody")).unwrap();
+    shop.web.answers("empty:9080", "/", |answer| answer.reason() == "NoEndpoints").await;
+    shop.access_policy("no-secrets", "Deny", "  - to: [{paths: [\"/secret/*\"]}]");
+    shop.web.answers(HOST, "/secret/x", |answer| answer.status == 403).await;
+    shop
+}
+
 #[tokio::test]
 async fn bodies_trailers_and_statuses_come_back_as_they_were() {
     let shop = shop::open(1).await;
@@ -246,14 +259,10 @@ async fn long_lived_http2_clients_are_balanced_per_request() {
 
 #[tokio::test]
 async fn a_refused_head_has_its_reason_and_no_body() {
-    let shop = shop::open(1).await;
-    shop.world.save("empty.yaml", &manifest::service("shop/empty", 9080, "http", "app: nobody")).unwrap();
-    shop.web.answers("empty:9080", "/", |answer| answer.reason() == "NoEndpoints").await;
-    shop.access_policy("no-secrets", "Deny", "  - to: [{paths: [\"/secret/*\"]}]");
-    shop.web.answers(HOST, "/secret/x", |answer| answer.status == 403).await;
+    let shop = refusing().await;
     for mut client in [shop.web.http1().await.unwrap(), shop.web.http2().await.unwrap()] {
         // By the caller's sidecar, and by the other one.
-        for (host, status, reason) in [("empty:9080", 503, "NoEndpoints"), (HOST, 403, "AccessDenied")] {
+        for (host, status, reason) in REFUSED {
             let answer = client.request(Method::HEAD, host, "/secret/x", empty()).await.unwrap();
             assert_eq!((answer.status, answer.reason(), answer.body.len()), (status, reason, 0));
         }
@@ -328,13 +337,9 @@ async fn a_client_that_left_before_its_answer_is_not_counted_as_served() {
 /// By either sidecar: a client that writes everything before it reads still hears why.
 #[tokio::test]
 async fn an_answer_before_the_uploads_end_is_heard() {
-    let shop = shop::open(1).await;
-    shop.world.save("empty.yaml", &manifest::service("shop/empty", 9080, "http", "app: nobody")).unwrap();
-    shop.web.answers("empty:9080", "/", |answer| answer.reason() == "NoEndpoints").await;
-    shop.access_policy("no-secrets", "Deny", "  - to: [{paths: [\"/secret/*\"]}]");
-    shop.web.answers(HOST, "/secret/x", |answer| answer.status == 403).await;
+    let shop = refusing().await;
     let upload = vec![b'x'; 16 << 20];
-    for (host, expected, reason) in [("empty:9080", 503, "NoEndpoints"), (HOST, 403, "AccessDenied")] {
+    for (host, expected, reason) in REFUSED {
         let mut client = Raw::connect(shop.web.outbound()).await.unwrap();
         let length = upload.len();
         client

@@ -130,8 +130,8 @@ impl Incoming {
     /// Serves until the connection ends. What may come on a connection of its name is the handler's to judge, who counts
     /// what is refused. Each request runs in a task of its own, which must watch for the caller's cancel
     /// ([`unless_reset`](super::unless_reset), [`respond`](super::respond)). When `drain` is through, GOAWAY is sent (on a
-    /// connection without a request yet: after the first) and what runs or still comes is served to its end. When `leave` is, it is sent in any
-    /// case. Dropping the future ends the connection at once.
+    /// connection without a request yet: after the first) and what runs or still comes is served to its end. When `leave` is
+    /// through, it is sent in any case. Dropping the future ends the connection at once.
     ///
     /// # Errors
     /// What ended the connection, when that was not an orderly close.
