@@ -37,9 +37,9 @@ pub enum Figure {
     Resident,
     /// From the start of both to the first 200, in milliseconds.
     ToFirst200,
-    /// The first request after both were ready, in milliseconds.
+    /// The first request that a pair has, in milliseconds.
     First,
-    /// The median of the next, one after the other, in milliseconds.
+    /// The median of the next, at the pace of the first, in milliseconds.
     Next,
     /// The first by the median of the next.
     FirstOverNext,

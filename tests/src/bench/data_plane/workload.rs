@@ -8,7 +8,7 @@ use super::{
     field::{Field, Shape},
     figure::{Figure, Sample},
     load::{Done, h2load, paced, stream, tcp, wrk},
-    peers::{Pair, Peer},
+    peers::{FirstAndNext, Pair, Peer},
     site,
 };
 
@@ -228,16 +228,17 @@ impl Work {
             drop(open);
         } else {
             let ms = |time: Duration| time.as_secs_f64() * 1e3;
-            let (first, next) = (ms(pair.start.first), ms(pair.start.next));
             if peer != Peer::None {
-                sample.set(Figure::ToFirst200, ms(pair.start.to_first_200));
+                sample.set(Figure::ToFirst200, ms(pair.to_first_200));
             }
-            sample.set(Figure::First, first);
-            sample.set(Figure::Next, next);
-            sample.set(Figure::FirstOverNext, first / next);
-            let rested = ms(pair.after_rests(rest)?);
-            sample.set(Figure::Rested, rested);
-            sample.set(Figure::FirstOverRested, first / rested);
+            drop(pair);
+            let FirstAndNext { first, next, rested } = Pair::first_and_next(field, peer, rest)?;
+            let over = |other: Duration| first.as_secs_f64() / other.as_secs_f64();
+            sample.set(Figure::First, ms(first));
+            sample.set(Figure::Next, ms(next));
+            sample.set(Figure::FirstOverNext, over(next));
+            sample.set(Figure::Rested, ms(rested));
+            sample.set(Figure::FirstOverRested, over(rested));
             if let Some(bytes) = stripped(peer, field.world.directory())? {
                 sample.set(Figure::Binary, bytes as f64 / MIB);
             }

@@ -28,8 +28,10 @@ use crate::process::Process;
 
 /// How long a pair may take to its first answer; debug builds on a busy machine take seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Requests that follow the first at once.
+/// Requests that follow the first.
 const NEXT: usize = 9;
+/// Before each of them, and before the first.
+const PACE: Duration = Duration::from_millis(20);
 /// Requests that follow the first after rests.
 const RESTED: usize = 3;
 
@@ -123,21 +125,21 @@ fn none(field: &Field) -> Prepared {
 pub struct Pair {
     /// Whose.
     pub peer: Peer,
-    /// How long its start took.
-    pub start: Start,
+    /// From the start of both processes to the end of the first 200.
+    pub to_first_200: Duration,
     outbound: IpAddr,
     processes: Vec<Process>,
 }
 
-/// Times of a start.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Start {
-    /// From the start of both processes to the end of the first 200.
-    pub to_first_200: Duration,
-    /// The first request, sent when both said that they were ready.
+/// The first request and what it is compared with, each on a connection of its own.
+#[derive(Clone, Copy, Debug)]
+pub struct FirstAndNext {
+    /// The first one that a pair has.
     pub first: Duration,
-    /// The median of those that followed one after the other, each on a connection of its own as the first.
+    /// The median of those that followed at the same pace.
     pub next: Duration,
+    /// The median of some that followed after rests.
+    pub rested: Duration,
 }
 
 impl Pair {
@@ -146,45 +148,63 @@ impl Pair {
     /// # Errors
     /// When its program is missing, ends, or does not answer 200 in a minute.
     pub fn start(field: &mut Field, peer: Peer) -> anyhow::Result<Self> {
+        let (mut pair, began) = Self::ready(field, peer)?;
+        pair.first(began)?;
+        pair.to_first_200 = began.elapsed();
+        Ok(pair)
+    }
+
+    /// Starts both proxies and waits until they say that they are ready. With the moment at which they were started.
+    fn ready(field: &mut Field, peer: Peer) -> anyhow::Result<(Self, Instant)> {
         let Prepared { outbound, commands, ready } = peer.prepare(field)?;
         let began = Instant::now();
         let mut processes = Vec::new();
         for (command, side) in commands.iter().zip(["inbound", "outbound"]) {
             processes.push(field.world.run(&format!("{}-{side}", peer.name()), command)?);
         }
-        let mut pair = Self { peer, start: Start::default(), outbound, processes };
+        let mut pair = Self { peer, to_first_200: Duration::ZERO, outbound, processes };
         for one in ready {
             while !one.holds() {
                 pair.goes_on(began, "not ready")?;
             }
         }
-        let target = pair.http("/1k");
+        Ok((pair, began))
+    }
+
+    /// How long the first 200 takes.
+    fn first(&mut self, began: Instant) -> anyhow::Result<Duration> {
+        let target = self.http("/1k");
         loop {
             let asked = Instant::now();
             match probe::status(&target) {
-                Some(200) => {
-                    pair.start.first = asked.elapsed();
-                    break;
-                }
-                other => pair.goes_on(began, &format!("the answer is {other:?}"))?,
+                Some(200) => return Ok(asked.elapsed()),
+                other => self.goes_on(began, &format!("the answer is {other:?}"))?,
             }
         }
-        pair.start.to_first_200 = began.elapsed();
-        pair.start.next = median::<NEXT>(|| ask(&target))?;
-        Ok(pair)
     }
 
-    /// The median of some requests, each after a rest: what differs from the first is that they are not the first. Who
-    /// asked next found processors awake, their caches warm, and connections to the application.
+    /// Starts a pair for its first request and some others. What they differ in is that one is the first that the *proxies*
+    /// have: the application has just answered others at the same pace, so that it, this client and the processors are as
+    /// awake and as warm before the first as before the next.
     ///
     /// # Errors
-    /// When one gets no answer.
-    pub fn after_rests(&self, rest: Duration) -> anyhow::Result<Duration> {
-        let target = self.http("/1k");
-        median::<RESTED>(|| {
-            thread::sleep(rest);
-            ask(&target)
-        })
+    /// As [`Pair::start`]; or when a later one gets no answer.
+    pub fn first_and_next(field: &mut Field, peer: Peer, rest: Duration) -> anyhow::Result<FirstAndNext> {
+        let (mut pair, began) = Self::ready(field, peer)?;
+        let target = pair.http("/1k");
+        let address = SocketAddr::new(field.site.ip, site::HTTP);
+        let paced = |pace, target: &Target| {
+            thread::sleep(pace);
+            let asked = Instant::now();
+            probe::status(target).context("a request that is not the first got no answer")?;
+            Ok(asked.elapsed())
+        };
+        median::<NEXT>(|| paced(PACE, &Target { address, ..target.clone() }))?;
+        thread::sleep(PACE);
+        let first = pair.first(began)?;
+        let next = median::<NEXT>(|| paced(PACE, &target))?;
+        let rested = median::<RESTED>(|| paced(rest, &target))?;
+        Ok(FirstAndNext { first, next, rested })
     }
 
     /// Pauses, unless the start has failed.
@@ -248,13 +268,6 @@ impl Pair {
     fn logs(&self) -> String {
         self.processes.iter().map(Process::log).collect::<Vec<_>>().join("\n")
     }
-}
-
-/// How long an answer takes.
-fn ask(target: &Target) -> anyhow::Result<Duration> {
-    let asked = Instant::now();
-    probe::status(target).context("a request after the first got no answer")?;
-    Ok(asked.elapsed())
 }
 
 fn median<const N: usize>(mut one: impl FnMut() -> anyhow::Result<Duration>) -> anyhow::Result<Duration> {
