@@ -7,7 +7,6 @@ mod heddle;
 mod nginx;
 
 use std::{
-    iter,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     process::Command,
@@ -108,16 +107,9 @@ struct Prepared {
     ready: Vec<Ready>,
 }
 
-/// Nothing to start. The client still asks somebody whether they are ready, so that it comes to its first request as
-/// awake as when it has waited for proxies.
+/// Nothing to start.
 fn none(field: &Field) -> Prepared {
-    let address = field.world.control_plane_admin();
-    let asked = || Ready::Says(Target { address, host: address.to_string(), path: "/ready".to_owned() });
-    Prepared {
-        outbound: field.site.ip,
-        commands: Vec::new(),
-        ready: iter::repeat_with(asked).take(NEXT).collect(),
-    }
+    Prepared { outbound: field.site.ip, commands: Vec::new(), ready: Vec::new() }
 }
 
 /// A running pair. It ends when dropped.
@@ -149,7 +141,13 @@ impl Pair {
     /// When its program is missing, ends, or does not answer 200 in a minute.
     pub fn start(field: &mut Field, peer: Peer) -> anyhow::Result<Self> {
         let (mut pair, began) = Self::ready(field, peer)?;
-        pair.first(began)?;
+        let target = pair.http("/1k");
+        loop {
+            match probe::status(&target) {
+                Some(200) => break,
+                other => pair.goes_on(began, &format!("the answer is {other:?}"))?,
+            }
+        }
         pair.to_first_200 = began.elapsed();
         Ok(pair)
     }
@@ -171,39 +169,27 @@ impl Pair {
         Ok((pair, began))
     }
 
-    /// How long the first 200 takes.
-    fn first(&mut self, began: Instant) -> anyhow::Result<Duration> {
-        let target = self.http("/1k");
-        loop {
-            let asked = Instant::now();
-            match probe::status(&target) {
-                Some(200) => return Ok(asked.elapsed()),
-                other => self.goes_on(began, &format!("the answer is {other:?}"))?,
-            }
-        }
-    }
-
     /// Starts a pair for its first request and some others. What they differ in is that one is the first that the *proxies*
     /// have: the application has just answered others at the same pace, so that it, this client and the processors are as
     /// awake and as warm before the first as before the next.
     ///
     /// # Errors
-    /// As [`Pair::start`]; or when a later one gets no answer.
+    /// When the pair does not start as for [`Pair::start`], or a request is not answered with 200.
     pub fn first_and_next(field: &mut Field, peer: Peer, rest: Duration) -> anyhow::Result<FirstAndNext> {
-        let (mut pair, began) = Self::ready(field, peer)?;
+        let (pair, _) = Self::ready(field, peer)?;
         let target = pair.http("/1k");
-        let address = SocketAddr::new(field.site.ip, site::HTTP);
-        let paced = |pace, target: &Target| {
-            thread::sleep(pace);
+        let direct = Target { address: SocketAddr::new(field.site.ip, site::HTTP), ..target.clone() };
+        let ask = |pause, target| {
+            thread::sleep(pause);
             let asked = Instant::now();
-            probe::status(target).context("a request that is not the first got no answer")?;
+            let status = probe::status(target);
+            ensure!(status == Some(200), "{}: the answer is {status:?}\n{}", peer.name(), pair.logs());
             Ok(asked.elapsed())
         };
-        median::<NEXT>(|| paced(PACE, &Target { address, ..target.clone() }))?;
-        thread::sleep(PACE);
-        let first = pair.first(began)?;
-        let next = median::<NEXT>(|| paced(PACE, &target))?;
-        let rested = median::<RESTED>(|| paced(rest, &target))?;
+        median::<NEXT>(|| ask(PACE, &direct))?;
+        let first = ask(PACE, &target)?;
+        let next = median::<NEXT>(|| ask(PACE, &target))?;
+        let rested = median::<RESTED>(|| ask(rest, &target))?;
         Ok(FirstAndNext { first, next, rested })
     }
 
