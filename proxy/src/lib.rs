@@ -24,6 +24,7 @@ pub mod plain;
 pub mod probe;
 pub mod reason;
 pub mod redirect;
+pub mod rehearse;
 pub mod relay;
 pub mod retry;
 pub mod route;

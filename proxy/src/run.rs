@@ -26,9 +26,9 @@ use crate::{
     probe::Replayer,
     redirect::check::{self, Instance},
     store::Store,
-    threads::{Shared, Workers},
+    threads::Workers,
     warm,
-    worker::{Drain, DrainTrigger, Settings},
+    worker::{Drain, DrainTrigger, Settings, Shared},
 };
 
 /// More workers than this bring nothing to one pod.
@@ -112,9 +112,8 @@ pub async fn run(args: RunArgs, logs: Logs) -> anyhow::Result<ExitCode> {
         access_log: logs.access.clone(),
         settings,
         drain,
-        warmed: Arc::new(warmed),
     };
-    let workers = Workers::start(workers, &shared, sockets)?;
+    let workers = Workers::start(workers, &shared, sockets, &Arc::new(warmed))?;
     serving.ready();
     tracing::info!(
         pod = %args.pod, outbound = ?listeners.outbound, inbound = ?listeners.inbound, mesh = ?listeners.mesh,

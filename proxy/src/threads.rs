@@ -19,40 +19,16 @@ use tokio::{
 };
 
 use crate::{
-    carrier,
-    identity::Identity,
-    inbound,
+    carrier, inbound,
     listen::{self, Accepted, Bound, Crew, Port},
-    log::AccessLogger,
-    metrics::Metrics,
     outbound,
-    plain::{PlainPool, parking::Lot},
-    store::Store,
+    rehearse::rehearse,
     warm::warm,
-    worker::{Drain, Settings, Worker},
+    worker::{Shared, Worker},
 };
 
 /// Connections that wait for one worker at most.
 const QUEUE: usize = 1024;
-
-/// What the workers share.
-#[derive(Clone, Debug)]
-pub struct Shared {
-    /// What the mesh looks like.
-    pub store: Arc<Store>,
-    /// This pod's certificate.
-    pub identity: Arc<Identity>,
-    /// Summed over workers when scraped.
-    pub metrics: Arc<Metrics>,
-    /// Where access log lines go.
-    pub access_log: AccessLogger,
-    /// What the command line said.
-    pub settings: Arc<Settings>,
-    /// Whether the sidecar is leaving.
-    pub drain: Drain,
-    /// Counts the workers that have connected to what is expected.
-    pub warmed: Arc<watch::Sender<usize>>,
-}
 
 /// How the acceptor reaches one worker.
 #[derive(Clone, Debug)]
@@ -109,11 +85,17 @@ pub struct Workers {
 }
 
 impl Workers {
-    /// Starts `count` workers; the first accepts on the sockets.
+    /// Starts `count` workers; the first accepts on the sockets. `warmed` counts those that have done what is to be done
+    /// ahead of the first request.
     ///
     /// # Errors
     /// When a thread cannot be started.
-    pub fn start(count: usize, shared: &Shared, sockets: Vec<Bound>) -> anyhow::Result<Self> {
+    pub fn start(
+        count: usize,
+        shared: &Shared,
+        sockets: Vec<Bound>,
+        warmed: &Arc<watch::Sender<usize>>,
+    ) -> anyhow::Result<Self> {
         let (others, queues): (Vec<_>, Vec<_>) = (1..count)
             .map(|_| {
                 let (queue, incoming) = mpsc::channel(QUEUE);
@@ -125,7 +107,7 @@ impl Workers {
         let accepts = Role::Accepts { sockets, own, others };
         let roles = std::iter::once(accepts).chain(queues.into_iter().map(Role::IsHanded));
         let threads = roles.enumerate().map(|(index, role)| {
-            let shared = shared.clone();
+            let (shared, warmed) = (shared.clone(), Arc::clone(warmed));
             std::thread::Builder::new()
                 .name(format!("worker-{index}"))
                 .spawn(move || {
@@ -133,7 +115,7 @@ impl Workers {
                     let runtime =
                         Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
                     match runtime {
-                        Ok(runtime) => runtime.block_on(work(index, shared, role)),
+                        Ok(runtime) => runtime.block_on(work(index, shared, role, warmed)),
                         Err(error) => tracing::error!(%error, "a worker's runtime could not be made"),
                     }
                 })
@@ -156,27 +138,19 @@ impl Workers {
     }
 }
 
-async fn work(index: usize, shared: Shared, role: Role) {
+async fn work(index: usize, shared: Shared, role: Role, warmed: Arc<watch::Sender<usize>>) {
     let metrics = shared.metrics.worker(index);
-    let identity = Arc::clone(&shared.identity);
-    let worker = Rc::new(Worker {
-        carrier: carrier::Pool::new(identity, Arc::clone(&metrics)),
-        plain: PlainPool::new(shared.settings.header_limit),
-        parking: Lot::new(shared.drain.clone()),
-        series: outbound::SeriesCache::default(),
-        mirrors: outbound::Mirrors::default(),
-        outside: "outside".into(),
-        resolver: outbound::resolve::Resolver::default(),
-        metrics,
-        store: shared.store,
-        identity: shared.identity,
-        access_log: shared.access_log,
-        settings: shared.settings,
-        drain: shared.drain,
-    });
-    let (warming, warmed) = (Rc::clone(&worker), shared.warmed);
+    let pool = carrier::Pool::new(Arc::clone(&shared.identity), Arc::clone(&metrics));
+    let worker = Rc::new(Worker::new(shared, metrics, pool));
+    let warming = Rc::clone(&worker);
     tokio::task::spawn_local(async move {
-        warm(&warming).await;
+        // What one worker has run is mapped for all of them.
+        let rehearsed = async {
+            if index == 0 {
+                rehearse(&warming).await;
+            }
+        };
+        tokio::join!(warm(&warming), rehearsed);
         warmed.send_modify(|workers| *workers += 1);
     });
     match role {

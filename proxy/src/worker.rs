@@ -15,12 +15,29 @@ use crate::{
     carrier,
     identity::Identity,
     log::AccessLogger,
-    metrics::{ConnectionGuard, Direction, WorkerMetrics},
+    metrics::{ConnectionGuard, Direction, Metrics, WorkerMetrics},
     outbound::{Mirrors, SeriesCache, resolve::Resolver},
     plain::{PlainPool, parking::Lot},
     store::Store,
     threads::OpenConnection,
 };
+
+/// What the workers share.
+#[derive(Clone, Debug)]
+pub struct Shared {
+    /// What the mesh looks like.
+    pub store: Arc<Store>,
+    /// This pod's certificate.
+    pub identity: Arc<Identity>,
+    /// Summed over workers when scraped.
+    pub metrics: Arc<Metrics>,
+    /// Where access log lines go.
+    pub access_log: AccessLogger,
+    /// What the command line said.
+    pub settings: Arc<Settings>,
+    /// Whether the sidecar is leaving.
+    pub drain: Drain,
+}
 
 /// One worker: a current-thread runtime with its own connection pools. Never crosses threads.
 pub struct Worker {
@@ -50,6 +67,28 @@ pub struct Worker {
     pub settings: Arc<Settings>,
     /// Whether the sidecar is leaving.
     pub drain: Drain,
+}
+
+impl Worker {
+    /// A worker without connections. It cannot move between threads, so it is made where it runs.
+    #[must_use]
+    pub fn new(shared: Shared, metrics: Arc<WorkerMetrics>, carrier: Rc<carrier::Pool>) -> Self {
+        Self {
+            carrier,
+            plain: PlainPool::new(shared.settings.header_limit),
+            parking: Lot::new(shared.drain.clone()),
+            resolver: Resolver::default(),
+            metrics,
+            series: SeriesCache::default(),
+            mirrors: Mirrors::default(),
+            outside: "outside".into(),
+            store: shared.store,
+            identity: shared.identity,
+            access_log: shared.access_log,
+            settings: shared.settings,
+            drain: shared.drain,
+        }
+    }
 }
 
 impl std::fmt::Debug for Worker {

@@ -60,7 +60,13 @@ impl Pool {
     /// A pool that dials with this pod's identity. Its futures run in a `LocalSet` or local runtime.
     #[must_use]
     pub fn new(identity: Arc<Identity>, metrics: Arc<WorkerMetrics>) -> Rc<Self> {
-        Self::with(move || identity.current(), ports::MESH, metrics)
+        Self::to_port(ports::MESH, identity, metrics)
+    }
+
+    /// The same to sidecars that listen on another port.
+    #[must_use]
+    pub fn to_port(port: u16, identity: Arc<Identity>, metrics: Arc<WorkerMetrics>) -> Rc<Self> {
+        Self::with(move || identity.current(), port, metrics)
     }
 
     pub(super) fn with(

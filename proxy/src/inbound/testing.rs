@@ -35,11 +35,9 @@ use crate::{
     identity::{Identity, testing::Authority},
     log::Logs,
     metrics::{Metrics, Observed},
-    outbound,
-    plain::{PlainPool, parking::Lot},
     store::Store,
     threads::Open,
-    worker::{Drain, DrainTrigger, Settings, Worker},
+    worker::{Drain, DrainTrigger, Settings, Shared, Worker},
 };
 
 pub(super) const CONNECT: Duration = Duration::from_secs(5);
@@ -110,21 +108,16 @@ impl World {
         let metrics = Metrics::new(1);
         let settings = Settings { pod_ips: vec![ip], ..Settings::for_tests() };
         let (drain_trigger, drain) = Drain::new();
-        let worker = Rc::new(Worker {
-            store: Store::fixed(None),
-            carrier: Pool::new(Arc::clone(&reviews), metrics.worker(0)),
+        let carrier = Pool::new(Arc::clone(&reviews), metrics.worker(0));
+        let shared = Shared {
+            store: Store::fixed(None, []),
             identity: reviews,
-            plain: PlainPool::new(settings.header_limit),
-            parking: Lot::new(drain.clone()),
-            resolver: outbound::resolve::Resolver::default(),
-            metrics: metrics.worker(0),
-            series: outbound::SeriesCache::default(),
-            mirrors: outbound::Mirrors::default(),
-            outside: "outside".into(),
+            metrics: Arc::clone(&metrics),
             access_log: Logs::for_tests("info").1.access,
             settings: Arc::new(settings),
             drain,
-        });
+        };
+        let worker = Rc::new(Worker::new(shared, metrics.worker(0), carrier));
         let served = Rc::clone(&worker);
         spawn_local(async move {
             while let Ok((io, _)) = mesh.accept().await {

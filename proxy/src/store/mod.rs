@@ -36,7 +36,7 @@ pub use slot::{Lookup, Slot};
 pub use status::Status;
 
 use crate::{
-    config::Inbound,
+    config::{Destination, Inbound},
     identity::{ControlPlaneConfig, Identity},
     reason::Reason,
 };
@@ -98,11 +98,17 @@ impl Store {
         Arc::new(Self { shared, commands })
     }
 
-    /// A store that holds the pod's own side and asks nobody, for tests of what reads it.
-    #[cfg(test)]
-    pub(crate) fn fixed(inbound: Option<Inbound>) -> Arc<Self> {
+    /// A store that holds the pod's own side and some names, and asks nobody.
+    pub(crate) fn fixed(
+        inbound: Option<Inbound>,
+        names: impl IntoIterator<Item = (Arc<str>, Destination)>,
+    ) -> Arc<Self> {
         let shared = Arc::new(Shared::new());
         shared.inbound.store(inbound.map(Arc::new));
+        let slot =
+            |name: &Arc<str>, means| Arc::new(Slot::new(Arc::clone(name), Lookup::Mesh(Arc::new(means))));
+        let names = names.into_iter().map(|(name, means)| (Arc::clone(&name), slot(&name, means)));
+        shared.names.store(Arc::new(names.collect()));
         Arc::new(Self { shared, commands: mpsc::channel(1).0 })
     }
 

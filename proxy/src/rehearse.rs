@@ -1,0 +1,281 @@
+//! A rehearsal: before the sidecar says that it is ready, requests of its own go the whole way that requests go, out by the
+//! outbound side, over mTLS, in by the inbound side and to an application, all of it inside this process.
+//!
+//! A program's code is mapped page by page as it is first run, and its memory as it is first used: on the way of the very
+//! first request that is a dozen page faults in either sidecar. After a rehearsal the application's first request finds
+//! all of it in place, and nothing is mapped that requests do not use.
+//!
+//! It happens on a stage: a [`Worker`] with a store, pools, sockets and series of its own, which are gone afterwards. So
+//! nothing is counted or logged that nobody asked for, and no other pod hears of it. Only a hint, as in [`crate::warm`]:
+//! nothing follows from a failure, and it ends within [`LIMIT`].
+
+use std::{collections::HashMap, convert::Infallible, io, net::Ipv4Addr, rc::Rc, sync::Arc, time::Duration};
+
+use anyhow::{Context, ensure};
+use bytes::Bytes;
+use heddle_api::{identity::SpiffeId, v1};
+use http::{HeaderMap, Method, Request, Response, Uri};
+use http_body_util::{BodyExt, Full};
+use hyper::{body::Incoming, client, server, service::service_fn};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+    time::timeout,
+};
+
+use crate::{
+    carrier,
+    config::{
+        AppProtocol, BackendState, Destination, EndpointSet, Inbound, Place, convert,
+        inbound::{AccessLog, InboundPort},
+    },
+    inbound,
+    metrics::Metrics,
+    outbound,
+    plain::settings::LocalExecutor,
+    store::Store,
+    threads::Open,
+    worker::{Drain, DrainTrigger, Settings, Shared, Worker},
+};
+
+/// The longest that it may take.
+const LIMIT: Duration = Duration::from_millis(300);
+/// What a request asks for.
+const NAME: &str = "rehearsal:80";
+/// What is sent and answered.
+const BODY: Bytes = Bytes::from_static(&[b'r'; 1024]);
+
+/// Rehearses with the first certificate that there is.
+pub async fn rehearse(worker: &Worker) {
+    let credentials = worker.identity.usable().await;
+    match timeout(LIMIT, both_versions(worker, &credentials.id)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(error = format!("{error:#}"), "the rehearsal broke off"),
+        Err(_) => tracing::debug!(limit = ?LIMIT, "the rehearsal took too long"),
+    }
+}
+
+async fn both_versions(worker: &Worker, own: &SpiffeId) -> anyhow::Result<()> {
+    for protocol in [AppProtocol::Http1, AppProtocol::Http2] {
+        Stage::build(worker, own, protocol).await?.play(protocol).await?;
+    }
+    Ok(())
+}
+
+/// Both sides of a sidecar, and an application.
+struct Stage {
+    outbound: TcpListener,
+    worker: Rc<Worker>,
+    drain: DrainTrigger,
+    /// End with the stage.
+    players: JoinSet<()>,
+}
+
+impl Stage {
+    async fn build(worker: &Worker, own: &SpiffeId, protocol: AppProtocol) -> anyhow::Result<Self> {
+        let socket = async || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
+        let (application, mesh, outbound) = (socket().await?, socket().await?, socket().await?);
+        let destination = destination(own, application.local_addr()?.port(), protocol)?;
+        let inbound = Inbound {
+            identity: own.clone(),
+            ports: HashMap::new(),
+            other: Arc::new(InboundPort { protocol, ..InboundPort::default() }),
+            terminating: false,
+            access_log: AccessLog::Off,
+            opaque_ports: Vec::new(),
+            place: Place::default(),
+        };
+        let metrics = Metrics::new(1);
+        let pod_ips = vec![Ipv4Addr::LOCALHOST.into()];
+        let settings = Settings { pod_ips, listening: Vec::new(), ..(*worker.settings).clone() };
+        let (trigger, drain) = Drain::new();
+        let series = metrics.worker(0);
+        let port = mesh.local_addr()?.port();
+        let pool = carrier::Pool::to_port(port, Arc::clone(&worker.identity), Arc::clone(&series));
+        let shared = Shared {
+            store: Store::fixed(Some(inbound), [(NAME.into(), destination)]),
+            identity: Arc::clone(&worker.identity),
+            metrics,
+            access_log: worker.access_log.clone(),
+            settings: Arc::new(settings),
+            drain,
+        };
+        let worker = Rc::new(Worker::new(shared, series, pool));
+        let mut players = JoinSet::new();
+        players.spawn_local(serve_application(application, protocol));
+        let inbound = Rc::clone(&worker);
+        players.spawn_local(async move {
+            let Ok((io, _)) = mesh.accept().await else { return };
+            inbound::mesh::serve(inbound, io, Open::default().opened()).await;
+        });
+        Ok(Self { outbound, worker, drain: trigger, players })
+    }
+
+    /// The part of the client: a request without a body and one with, on one connection.
+    async fn play(mut self, protocol: AppProtocol) -> anyhow::Result<()> {
+        let io = TcpStream::connect(self.outbound.local_addr()?).await?;
+        io.set_nodelay(true)?;
+        let (accepted, peer) = self.outbound.accept().await?;
+        ensure!(io.local_addr()? == peer, "somebody else connected: {peer}");
+        let serving = outbound::serve(Rc::clone(&self.worker), accepted, peer, Open::default().opened());
+        self.players.spawn_local(serving);
+        let io = TokioIo::new(io);
+        if protocol == AppProtocol::Http2 {
+            let (mut sender, connection) =
+                client::conn::http2::handshake(LocalExecutor, io).await.context("HTTP/2")?;
+            self.players.spawn_local(async { drop(connection.await) });
+            for method in [Method::GET, Method::POST] {
+                let uri = Uri::builder().scheme("http").authority(NAME).path_and_query("/").build()?;
+                over(sender.send_request(request(method, uri, HeaderMap::new())).await?).await?;
+            }
+        } else {
+            let (mut sender, connection) = client::conn::http1::handshake(io).await.context("HTTP/1")?;
+            self.players.spawn_local(async { drop(connection.await) });
+            for method in [Method::GET, Method::POST] {
+                let host = [(http::header::HOST, http::HeaderValue::from_static(NAME))];
+                let request = request(method, Uri::from_static("/"), host.into_iter().collect());
+                over(sender.send_request(request).await?).await?;
+            }
+        }
+        self.drain.leave();
+        Ok(())
+    }
+}
+
+fn request(method: Method, uri: Uri, headers: HeaderMap) -> Request<Full<Bytes>> {
+    let body = if method == Method::GET { Bytes::new() } else { BODY };
+    let mut request = Request::new(Full::new(body));
+    (*request.method_mut(), *request.uri_mut(), *request.headers_mut()) = (method, uri, headers);
+    request
+}
+
+/// Reads an answer to its end.
+async fn over(answer: Response<Incoming>) -> anyhow::Result<()> {
+    let status = answer.status();
+    ensure!(status.is_success(), "the answer is {status}");
+    answer.into_body().collect().await?;
+    Ok(())
+}
+
+/// Everything goes to this sidecar's own inbound side, by a route.
+fn destination(own: &SpiffeId, application: u16, protocol: AppProtocol) -> anyhow::Result<Destination> {
+    let protocol = match protocol {
+        AppProtocol::Http2 => v1::AppProtocol::Http2,
+        _ => v1::AppProtocol::Http1,
+    };
+    let backend = v1::Backend { key: NAME.to_owned(), protocol: protocol.into(), ..v1::Backend::default() };
+    let share = v1::WeightedBackend { backend: NAME.to_owned(), weight: 1, filters: Vec::new() };
+    let message = v1::Destination {
+        service: NAME.to_owned(),
+        protocol: protocol.into(),
+        http_routes: vec![v1::HttpRoute::default()],
+        http_rules: vec![v1::HttpRule { backends: vec![share], ..v1::HttpRule::default() }],
+        backends: vec![backend],
+        default_backend: NAME.to_owned(),
+        ..v1::Destination::default()
+    };
+    let endpoint = v1::Endpoint {
+        address: Ipv4Addr::LOCALHOST.to_string(),
+        port: application.into(),
+        identity: own.to_string(),
+        ..v1::Endpoint::default()
+    };
+    let endpoints = v1::Endpoints { endpoints: vec![endpoint] };
+    let endpoints = convert::endpoints(&endpoints, &EndpointSet::default())?;
+    let state = Arc::new(BackendState::default());
+    state.endpoints.store(Arc::new(endpoints));
+    Ok(convert::destination(&message, &mut |_| Arc::clone(&state))?)
+}
+
+/// Answers what comes on one connection.
+async fn serve_application(socket: TcpListener, protocol: AppProtocol) {
+    let answer = service_fn(|request: Request<Incoming>| async {
+        drop(request.into_body().collect().await);
+        Ok::<_, Infallible>(Response::new(Full::new(BODY)))
+    });
+    let serving = async {
+        let (io, _) = socket.accept().await?;
+        // The answer's head and body are written one by one, and the second would wait for the first to be acknowledged.
+        io.set_nodelay(true)?;
+        let io = TokioIo::new(io);
+        let served = if protocol == AppProtocol::Http2 {
+            server::conn::http2::Builder::new(LocalExecutor).serve_connection(io, answer).await
+        } else {
+            server::conn::http1::Builder::new().serve_connection(io, answer).await
+        };
+        served.map_err(io::Error::other)
+    };
+    if let Err(error) = serving.await {
+        tracing::debug!(%error, "the rehearsal's application");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        runtime::{Builder, Handle, LocalOptions},
+        time::{pause, sleep},
+    };
+
+    use super::*;
+    use crate::{
+        identity::{Identity, testing::Authority},
+        log::Logs,
+        metrics::Observed,
+    };
+
+    const OWN: &str = "spiffe://cluster.local/ns/shop/sa/web";
+
+    fn worker() -> (Worker, Arc<Metrics>) {
+        let identity = Arc::new(Identity::new());
+        identity.publish(Authority::new("cluster.local").credentials(OWN));
+        let metrics = Metrics::new(1);
+        let series = metrics.worker(0);
+        let shared = Shared {
+            store: Store::fixed(None, []),
+            identity: Arc::clone(&identity),
+            metrics: Arc::clone(&metrics),
+            access_log: Logs::for_tests("info").1.access,
+            settings: Arc::new(Settings::for_tests()),
+            drain: Drain::new().1,
+        };
+        let pool = carrier::Pool::new(identity, Arc::clone(&series));
+        (Worker::new(shared, series, pool), metrics)
+    }
+
+    fn on_a_worker(test: impl Future<Output = ()>) {
+        let runtime =
+            Builder::new_current_thread().enable_all().build_local(LocalOptions::default()).unwrap();
+        runtime.block_on(async { timeout(Duration::from_secs(60), test).await.expect("the test hangs") });
+    }
+
+    #[test]
+    fn requests_of_both_versions_go_the_whole_way_and_leave_nothing() {
+        on_a_worker(async {
+            let (worker, metrics) = worker();
+            let of_traffic = || {
+                let text = metrics.encode(&Observed::default());
+                text.lines().filter(|line| !line.starts_with("process_")).collect::<Vec<_>>().join("\n")
+            };
+            let tasks = || Handle::current().metrics().num_alive_tasks();
+            let before = (tasks(), of_traffic());
+            both_versions(&worker, &OWN.parse().unwrap()).await.unwrap();
+            // Connections' keepers look again after a while.
+            pause();
+            sleep(Duration::from_secs(50)).await;
+            assert_eq!((tasks(), of_traffic()), before);
+        });
+    }
+
+    #[test]
+    fn the_way_leads_by_a_sidecar_that_shows_who_it_is() {
+        on_a_worker(async {
+            let (worker, _) = worker();
+            let other = "spiffe://cluster.local/ns/shop/sa/other".parse().unwrap();
+            let stage = Stage::build(&worker, &other, AppProtocol::Http1).await.unwrap();
+            let error = stage.play(AppProtocol::Http1).await.unwrap_err();
+            assert!(error.to_string().contains("503"), "{error}");
+        });
+    }
+}
