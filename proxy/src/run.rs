@@ -23,10 +23,10 @@ use crate::{
     listen,
     log::Logs,
     metrics::Metrics,
-    probe::Replayer,
+    probe::{Replayer, Spares},
     redirect::check::{self, Instance},
     store::Store,
-    threads::Workers,
+    threads::{Entrance, Workers},
     warm,
     worker::{Drain, DrainTrigger, Settings, Shared},
 };
@@ -71,6 +71,7 @@ pub async fn run(args: RunArgs, logs: Logs) -> anyhow::Result<ExitCode> {
     };
     let (identity, store) = identity::start(config);
     let readiness = Readiness::default();
+    let (spares, left_by_probes) = Spares::new();
     let live = Running { store: Arc::clone(&store), identity: Arc::clone(&identity) };
     let admin = Arc::new(Admin {
         pod: args.pod.clone(),
@@ -78,7 +79,7 @@ pub async fn run(args: RunArgs, logs: Logs) -> anyhow::Result<ExitCode> {
         readiness: readiness.clone(),
         logs: logs.clone(),
         live: Arc::new(live),
-        probes: replayer(&args, &settings)?,
+        probes: replayer(&args, &settings, spares)?,
         instance: Instance::new()?,
     });
     if args.expect_redirect {
@@ -105,15 +106,9 @@ pub async fn run(args: RunArgs, logs: Logs) -> anyhow::Result<ExitCode> {
     let (trigger, drain) = Drain::new();
     let trigger = Arc::new(trigger);
     tokio::spawn(drain_when_terminating(Arc::clone(&store), Arc::clone(&trigger)));
-    let shared = Shared {
-        store,
-        identity,
-        metrics,
-        access_log: logs.access.clone(),
-        settings,
-        drain,
-    };
-    let workers = Workers::start(workers, &shared, sockets, &Arc::new(warmed))?;
+    let shared = Shared { store, identity, metrics, access_log: logs.access.clone(), settings, drain };
+    let workers =
+        Workers::start(workers, &shared, Entrance { sockets, spares: left_by_probes }, &Arc::new(warmed))?;
     serving.ready();
     tracing::info!(
         pod = %args.pod, outbound = ?listeners.outbound, inbound = ?listeners.inbound, mesh = ?listeners.mesh,
@@ -123,13 +118,13 @@ pub async fn run(args: RunArgs, logs: Logs) -> anyhow::Result<ExitCode> {
 }
 
 /// Probes are replayed where kubelet would have asked: at the pod's first address.
-fn replayer(args: &RunArgs, settings: &Settings) -> anyhow::Result<Replayer> {
+fn replayer(args: &RunArgs, settings: &Settings, spares: Spares) -> anyhow::Result<Replayer> {
     let probes = args.probes.clone().unwrap_or_default();
     if let Some(port) = probes.ports().into_iter().find(|port| heddle_api::ports::SIDECAR.contains(port)) {
         anyhow::bail!("--probes: port {port} is the sidecar's own, and no application's");
     }
     let ip = settings.pod_ips.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
-    Replayer::new(probes, ip)
+    Replayer::new(probes, ip, spares)
 }
 
 fn settings(args: &RunArgs, listeners: &crate::cli::Listeners) -> anyhow::Result<Settings> {

@@ -22,6 +22,7 @@ use crate::{
     carrier, inbound,
     listen::{self, Accepted, Bound, Crew, Port},
     outbound,
+    plain::Spare,
     rehearse::rehearse,
     warm::warm,
     worker::{Shared, Worker},
@@ -68,11 +69,20 @@ impl Drop for OpenConnection {
     }
 }
 
+/// Where connections come from.
+#[derive(Debug)]
+pub struct Entrance {
+    /// Callers'.
+    pub sockets: Vec<Bound>,
+    /// To the application, left by its probes.
+    pub spares: mpsc::Receiver<Spare>,
+}
+
 /// How a worker comes by its connections.
 #[derive(Debug)]
 enum Role {
-    /// It accepts for all of them.
-    Accepts { sockets: Vec<Bound>, own: Open, others: Vec<Handoff> },
+    /// It accepts for all of them, and keeps what probes leave.
+    Accepts { entrance: Entrance, own: Open, others: Vec<Handoff> },
     /// From the one that accepts.
     IsHanded(mpsc::Receiver<Accepted<std::net::TcpStream>>),
 }
@@ -85,7 +95,7 @@ pub struct Workers {
 }
 
 impl Workers {
-    /// Starts `count` workers; the first accepts on the sockets. `warmed` counts those that have done what is to be done
+    /// Starts `count` workers; the first has the entrance. `warmed` counts those that have done what is to be done
     /// ahead of the first request.
     ///
     /// # Errors
@@ -93,7 +103,7 @@ impl Workers {
     pub fn start(
         count: usize,
         shared: &Shared,
-        sockets: Vec<Bound>,
+        entrance: Entrance,
         warmed: &Arc<watch::Sender<usize>>,
     ) -> anyhow::Result<Self> {
         let (others, queues): (Vec<_>, Vec<_>) = (1..count)
@@ -104,7 +114,7 @@ impl Workers {
             .unzip();
         let own = Open::default();
         let open = std::iter::once(own.clone()).chain(others.iter().map(|h| h.open.clone())).collect();
-        let accepts = Role::Accepts { sockets, own, others };
+        let accepts = Role::Accepts { entrance, own, others };
         let roles = std::iter::once(accepts).chain(queues.into_iter().map(Role::IsHanded));
         let threads = roles.enumerate().map(|(index, role)| {
             let (shared, warmed) = (shared.clone(), Arc::clone(warmed));
@@ -154,7 +164,13 @@ async fn work(index: usize, shared: Shared, role: Role, warmed: Arc<watch::Sende
         warmed.send_modify(|workers| *workers += 1);
     });
     match role {
-        Role::Accepts { sockets, own, others } => {
+        Role::Accepts { entrance: Entrance { sockets, mut spares }, own, others } => {
+            let plain = Rc::clone(&worker.plain);
+            tokio::task::spawn_local(async move {
+                while let Some(spare) = spares.recv().await {
+                    plain.adopt(spare).await;
+                }
+            });
             let crew = Crew { own, serve: move |accepted| start(&worker, accepted), others };
             let mut acceptors = JoinSet::new();
             for bound in sockets {

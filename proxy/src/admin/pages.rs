@@ -141,7 +141,7 @@ where
             // Who does not know the token is told no more than of any other page.
             let Some((kind, probe)) = admin.probes.find(place) else { return Ok(no_such_page(surface)) };
             let answer = if seat.take(Work::Replay) {
-                admin.probes.replay(probe, parts.headers.get(USER_AGENT)).await
+                admin.probes.replay(kind, probe, parts.headers.get(USER_AGENT)).await
             } else {
                 Err(Failure { status: StatusCode::SERVICE_UNAVAILABLE, reason: busy(page) })
             };

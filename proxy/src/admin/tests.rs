@@ -19,6 +19,7 @@ use crate::config::{
     AppProtocol, Backend, BackendState, Destination, Endpoint, EndpointSet, Filter, HeaderModifier, Hints,
     Mirror, PathMatch, Place, Policy, Route, Rule, Split, SplitEntry, TextMatch,
 };
+use crate::probe::Spares;
 use crate::store::{Lookup, Status};
 
 #[derive(Debug, Default)]
@@ -69,7 +70,7 @@ fn admin_with(live: Fixed, probes: Probes) -> (Arc<Admin>, Filtering) {
         readiness: Readiness::default(),
         logs,
         live: Arc::new(live),
-        probes: Replayer::new(probes, "127.0.0.1".parse().unwrap()).unwrap(),
+        probes: Replayer::new(probes, "127.0.0.1".parse().unwrap(), Spares::new().0).unwrap(),
         instance: Instance::new().unwrap(),
     };
     (Arc::new(admin), filter)

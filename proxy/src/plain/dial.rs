@@ -19,12 +19,15 @@ const PROBES: u32 = 3;
 /// kernel takes one that acknowledges but does not read for the same, so it is not short.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(120);
 
+fn failed(reason: Reason, source: String) -> SendError {
+    SendError { reason, sent: Sent::No, source }
+}
+
 /// Connects within `limit`.
 ///
 /// # Errors
 /// `ConnectTimeout` or `ConnectFailed`; nothing was sent.
 pub async fn connect(address: SocketAddr, limit: Duration) -> Result<TcpStream, SendError> {
-    let failed = |reason, source| SendError { reason, sent: Sent::No, source };
     match timeout(limit, open(address)).await {
         Ok(Ok(io)) => Ok(io),
         Ok(Err(error)) => Err(failed(Reason::ConnectFailed, format!("{address}: {error}"))),
@@ -39,15 +42,33 @@ pub async fn connect(address: SocketAddr, limit: Duration) -> Result<TcpStream, 
 /// As [`connect`].
 pub async fn for_requests(address: SocketAddr, limit: Duration) -> Result<TcpStream, SendError> {
     let io = connect(address, limit).await?;
+    give_up_the_vanished(&io, address);
+    Ok(io)
+}
+
+/// Sets up a connection that somebody else has opened, as [`for_requests`] does.
+///
+/// # Errors
+/// `ConnectFailed` when the runtime or the kernel refuses it.
+pub fn adopt(io: std::net::TcpStream, address: SocketAddr) -> Result<TcpStream, SendError> {
+    let adopted = TcpStream::from_std(io).and_then(prepared);
+    let io = adopted.map_err(|error| failed(Reason::ConnectFailed, format!("{address}: {error}")))?;
+    give_up_the_vanished(&io, address);
+    Ok(io)
+}
+
+fn give_up_the_vanished(io: &TcpStream, address: SocketAddr) {
     // What is on the same machine cannot vanish, and may read as slowly as it likes.
     if io.local_addr().is_ok_and(|own| own.ip() != address.ip()) {
         io.limit_unread(Some(UNACKNOWLEDGED));
     }
-    Ok(io)
 }
 
 async fn open(address: SocketAddr) -> io::Result<TcpStream> {
-    let io = TcpStream::connect(address).await?;
+    prepared(TcpStream::connect(address).await?)
+}
+
+fn prepared(io: TcpStream) -> io::Result<TcpStream> {
     io.set_nodelay(true)?;
     let probes = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(PROBE_EVERY).with_retries(PROBES);
     SockRef::from(&io).set_tcp_keepalive(&probes)?;

@@ -60,6 +60,15 @@ pub enum Upgrade {
     Declined(Response<PlainBody>),
 }
 
+/// A connection on which the application has answered, and may be asked again.
+#[derive(Debug)]
+pub struct Spare {
+    /// The application's.
+    pub address: SocketAddr,
+    /// It; no byte waits in it.
+    pub io: std::net::TcpStream,
+}
+
 /// A worker's plaintext connections.
 pub struct PlainPool {
     header_limit: usize,
@@ -108,6 +117,20 @@ impl PlainPool {
             self.send_http2(address, parts, body, connect_timeout).await
         } else {
             self.send_http1(address, parts, body, connect_timeout).await
+        }
+    }
+
+    /// Takes a connection as if a request of its own had left it.
+    pub async fn adopt(self: &Rc<Self>, spare: Spare) {
+        let Spare { address, io } = spare;
+        let opened = async { http1::open(address, dial::adopt(io, address)?).await };
+        match opened.await {
+            Ok(connection) => {
+                self.keep_pruned();
+                let pool = Rc::clone(&self.http1);
+                http1::Lease { pool, address, connection, reusable: true }.give_back();
+            }
+            Err(error) => tracing::debug!(%address, error = error.source, "a connection could not be kept"),
         }
     }
 

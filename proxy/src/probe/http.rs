@@ -1,9 +1,9 @@
-//! One GET on a connection of its own, as kubelet asks.
+//! One GET on a connection of its own, as kubelet asks; the connection may be kept.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use ::http::{
-    HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Uri,
+    HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version,
     header::{ACCEPT, CONNECTION, HOST, LOCATION, USER_AGENT},
 };
 use bytes::Bytes;
@@ -15,11 +15,13 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, pki_types::ServerName};
-use tokio::{net::TcpStream, task::AbortHandle};
+use tokio::{net::TcpStream, task::AbortHandle, time::timeout};
 use tokio_rustls::TlsConnector;
 
 /// Bytes of an answer that are read; kubelet reads as many.
 const LONGEST_BODY: usize = 10 * 1024;
+/// How long a connection that is to be kept may take to come free after its answer: it has only to be looked at.
+const PARTING: Duration = Duration::from_millis(100);
 
 /// Whom to ask.
 #[derive(Clone, Copy, Debug)]
@@ -53,24 +55,37 @@ impl Answer {
 ///
 /// # Errors
 /// A sentence for people that names the address.
-pub async fn get(
+pub async fn get(target: Target<'_>, path: &str) -> Result<Answer, String> {
+    ask(target, path, &[], None, false).await.map(|(answer, _)| answer)
+}
+
+/// The same with what a probe declares. Where the connection is to be kept and the application lets it be (it is in
+/// plaintext, and has carried the answer to its end), it comes back with the answer.
+///
+/// # Errors
+/// As [`get`].
+pub async fn ask(
     target: Target<'_>,
     path: &str,
     headers: &[(String, String)],
     user_agent: Option<&HeaderValue>,
-) -> Result<Answer, String> {
-    let request = request(target.address, path, headers, user_agent)?;
+    keep: bool,
+) -> Result<(Answer, Option<TcpStream>), String> {
+    let keep = keep && target.https.is_none();
+    let request = request(target.address, path, headers, user_agent, keep)?;
     let problem = |error: &dyn std::error::Error| match error.source() {
         Some(cause) => format!("{}: {error}: {cause}", target.address),
         None => format!("{}: {error}", target.address),
     };
     let io = TcpStream::connect(target.address).await.map_err(|error| problem(&error))?;
     match target.https {
-        None => exchange(io, request).await.map_err(|error| problem(&error)),
+        None => exchange(io, request, keep).await.map_err(|error| problem(&error)),
         Some(config) => {
             let name = ServerName::IpAddress(target.address.ip().into());
             let io = TlsConnector::from(Arc::clone(config)).connect(name, io).await;
-            exchange(io.map_err(|error| problem(&error))?, request).await.map_err(|error| problem(&error))
+            let io = io.map_err(|error| problem(&error))?;
+            let (answer, _) = exchange(io, request, false).await.map_err(|error| problem(&error))?;
+            Ok((answer, None))
         }
     }
 }
@@ -80,6 +95,7 @@ fn request(
     path: &str,
     headers: &[(String, String)],
     user_agent: Option<&HeaderValue>,
+    keep: bool,
 ) -> Result<Request<Empty<Bytes>>, String> {
     let mut all = HeaderMap::new();
     for (name, value) in headers {
@@ -94,7 +110,10 @@ fn request(
     let agent = || user_agent.cloned().unwrap_or(HeaderValue::from_static("kube-probe/heddle"));
     all.entry(USER_AGENT).or_insert_with(agent);
     all.entry(ACCEPT).or_insert(HeaderValue::from_static("*/*"));
-    all.insert(CONNECTION, HeaderValue::from_static("close"));
+    all.remove(CONNECTION);
+    if !keep {
+        all.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     let uri: Uri =
         path.parse().map_err(|error| format!("the path {path:?} that the pod's spec declares: {error}"))?;
     let mut request = Request::new(Empty::new());
@@ -103,31 +122,55 @@ fn request(
     Ok(request)
 }
 
-async fn exchange<I>(io: I, request: Request<Empty<Bytes>>) -> hyper::Result<Answer>
+async fn exchange<I>(io: I, request: Request<Empty<Bytes>>, keep: bool) -> hyper::Result<(Answer, Option<I>)>
 where
     I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
     TokioIo<I>: Read + Write,
 {
     let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await?;
-    let _ended_with_this = EndOnDrop(tokio::spawn(connection).abort_handle());
+    let connection = tokio::spawn(connection.without_shutdown());
+    let _ended_with_this = EndOnDrop(connection.abort_handle());
     let response = sender.send_request(request).await?;
+    let reusable = keep && is_reusable(&response);
     let (parts, body) = response.into_parts();
     let location = parts.headers.get(LOCATION).and_then(|value| value.to_str().ok()).map(str::to_owned);
-    Ok(Answer { status: parts.status, location, body: beginning(body).await? })
+    let (body, whole) = beginning(body).await?;
+    let answer = Answer { status: parts.status, location, body };
+    if !reusable || !whole || timeout(PARTING, sender.ready()).await.is_err() {
+        return Ok((answer, None));
+    }
+    // Nobody can ask any more, so hyper lets go of it.
+    drop(sender);
+    let kept = match timeout(PARTING, connection).await {
+        Ok(Ok(Ok(parts))) if parts.read_buf.is_empty() => Some(parts.io.into_inner()),
+        _ => None,
+    };
+    Ok((answer, kept))
 }
 
-/// Its first bytes; what follows is not waited for.
-async fn beginning(mut body: Incoming) -> hyper::Result<Vec<u8>> {
+/// Whether the server leaves the connection open for another request (RFC 9112, 9.3).
+fn is_reusable(response: &Response<Incoming>) -> bool {
+    let closes = |value: &HeaderValue| {
+        value
+            .as_bytes()
+            .split(|&byte| byte == b',')
+            .any(|word| word.trim_ascii().eq_ignore_ascii_case(b"close"))
+    };
+    response.version() == Version::HTTP_11 && !response.headers().get_all(CONNECTION).iter().any(closes)
+}
+
+/// Its first bytes, and whether that is all of it; what follows is not waited for.
+async fn beginning(mut body: Incoming) -> hyper::Result<(Vec<u8>, bool)> {
     let mut bytes = Vec::new();
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame?.into_data() else { continue };
         let room = LONGEST_BODY - bytes.len();
         bytes.extend_from_slice(&data[..data.len().min(room)]);
         if bytes.len() == LONGEST_BODY {
-            break;
+            return Ok((bytes, false));
         }
     }
-    Ok(bytes)
+    Ok((bytes, true))
 }
 
 /// Whoever gives up, as by a timeout, leaves no connection behind.

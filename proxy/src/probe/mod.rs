@@ -3,8 +3,12 @@
 //! Kubelet has no identity in the mesh, so the injector leads its probes and hooks here and hands the sidecar what they
 //! were (`heddle_api::probe`). The application still decides: a TCP probe succeeds when the application accepts. Each
 //! replay ends when its declared timeout does; how many run at once the listener bounds.
+//!
+//! A pod gets its first requests when its startup and readiness probes succeed. So the connection of the first that does is
+//! kept for them, where the application leaves it open: [`Spares`] says how.
 
 pub mod http;
+mod spares;
 mod tls;
 
 use std::{
@@ -23,6 +27,8 @@ use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
+pub use self::spares::Spares;
+
 use self::http::{Answer, Target};
 
 /// Redirects that are followed, as kubelet does it.
@@ -35,6 +41,7 @@ pub struct Replayer {
     ip: IpAddr,
     /// There where a probe speaks HTTPS.
     tls: Arc<ClientConfig>,
+    spares: Spares,
 }
 
 /// Why a replay has no answer.
@@ -51,8 +58,8 @@ impl Replayer {
     ///
     /// # Errors
     /// None in service: when TLS cannot be set up.
-    pub fn new(probes: Probes, ip: IpAddr) -> anyhow::Result<Self> {
-        Ok(Self { probes, ip, tls: tls::config().context("TLS for probes")? })
+    pub fn new(probes: Probes, ip: IpAddr, spares: Spares) -> anyhow::Result<Self> {
+        Ok(Self { probes, ip, tls: tls::config().context("TLS for probes")?, spares })
     }
 
     /// The one that a path asks for: what follows `/probe/`.
@@ -66,44 +73,66 @@ impl Replayer {
     ///
     /// # Errors
     /// When the application cannot be reached, breaks off, or takes longer than declared.
-    pub async fn replay(&self, probe: &Probe, user_agent: Option<&HeaderValue>) -> Result<Answer, Failure> {
+    pub async fn replay(
+        &self,
+        kind: Kind,
+        probe: &Probe,
+        user_agent: Option<&HeaderValue>,
+    ) -> Result<Answer, Failure> {
         let limit = Duration::from_secs(probe.timeout_seconds.into());
-        match timeout(limit, self.act(probe, user_agent)).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(reason)) => Err(Failure { status: StatusCode::SERVICE_UNAVAILABLE, reason }),
-            Err(_) => Err(Failure {
-                status: StatusCode::GATEWAY_TIMEOUT,
-                reason: format!("the application took longer than {limit:?}"),
-            }),
-        }
+        let keep = self.spares.wanted(kind, probe);
+        let (answer, kept) = match timeout(limit, self.act(probe, user_agent, keep)).await {
+            Ok(Ok((answer, kept))) => (Ok(answer), kept),
+            Ok(Err(reason)) => (Err(Failure { status: StatusCode::SERVICE_UNAVAILABLE, reason }), None),
+            Err(_) => {
+                let reason = format!("the application took longer than {limit:?}");
+                (Err(Failure { status: StatusCode::GATEWAY_TIMEOUT, reason }), None)
+            }
+        };
+        let well = answer.as_ref().is_ok_and(|answer| answer.status.is_success());
+        self.spares.replayed(kind, probe, well, kept);
+        answer
     }
 
-    async fn act(&self, probe: &Probe, user_agent: Option<&HeaderValue>) -> Result<Answer, String> {
+    /// What it does; with the connection if it is to be kept, and can be.
+    async fn act(
+        &self,
+        probe: &Probe,
+        user_agent: Option<&HeaderValue>,
+        keep: bool,
+    ) -> Result<(Answer, Option<TcpStream>), String> {
         match &probe.action {
-            Action::HttpGet(get) => self.get(get, user_agent).await,
+            Action::HttpGet(get) => self.get(get, user_agent, keep).await,
             Action::TcpSocket { port } => {
                 let address = SocketAddr::new(self.ip, *port);
                 TcpStream::connect(address).await.map_err(|error| format!("{address}: {error}"))?;
-                Ok(Answer::ok("it accepts connections"))
+                Ok((Answer::ok("it accepts connections"), None))
             }
-            Action::Grpc { port, service } => health(SocketAddr::new(self.ip, *port), service).await,
+            Action::Grpc { port, service } => {
+                Ok((health(SocketAddr::new(self.ip, *port), service).await?, None))
+            }
         }
     }
 
     /// As kubelet does it: redirects to the same server are followed, one that leads elsewhere is a success.
-    async fn get(&self, get: &HttpGet, user_agent: Option<&HeaderValue>) -> Result<Answer, String> {
+    async fn get(
+        &self,
+        get: &HttpGet,
+        user_agent: Option<&HeaderValue>,
+        keep: bool,
+    ) -> Result<(Answer, Option<TcpStream>), String> {
         let address = SocketAddr::new(self.ip, get.port);
         let target = Target { address, https: get.https.then_some(&self.tls) };
         let mut path = get.path.clone();
         for _ in 0..=MOST_REDIRECTS {
-            let answer = http::get(target, &path, &get.headers, user_agent).await?;
+            let (answer, kept) = http::ask(target, &path, &get.headers, user_agent, keep).await?;
             if !answer.status.is_redirection() {
-                return Ok(answer);
+                return Ok((answer, kept));
             }
             match answer.location.as_deref().and_then(|location| http::same_server(target, &path, location)) {
                 Some(next) => path = next,
                 // Without this status kubelet would follow it, to a page of the sidecar's.
-                None => return Ok(Answer::ok(&format!("it answers {}", answer.status))),
+                None => return Ok((Answer::ok(&format!("it answers {}", answer.status)), kept)),
             }
         }
         Err(format!("{address}: more than {MOST_REDIRECTS} redirects"))

@@ -8,6 +8,7 @@ use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::TcpListener,
     sync::mpsc,
+    task::LocalSet,
 };
 use tokio_rustls::TlsAcceptor;
 use tonic_health::pb::{
@@ -17,20 +18,21 @@ use tonic_health::pb::{
 use tower_service::Service as _;
 
 use super::*;
+use crate::plain::{PlainPool, PlainVersion};
 
 const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 fn replayer(action: Action, timeout_seconds: u32) -> Replayer {
     let mut probes = Probes::default();
     probes.insert("web", Kind::Readiness, Probe { action, timeout_seconds });
-    Replayer::new(probes, LOCALHOST).unwrap()
+    Replayer::new(probes, LOCALHOST, Spares::new().0).unwrap()
 }
 
 async fn replay(action: Action) -> (StatusCode, String) {
     let agent = HeaderValue::from_static("kube-probe/1.33");
     let replayer = replayer(action, 5);
-    let (_, probe) = replayer.find("web/readiness").unwrap();
-    match replayer.replay(probe, Some(&agent)).await {
+    let (kind, probe) = replayer.find("web/readiness").unwrap();
+    match replayer.replay(kind, probe, Some(&agent)).await {
         Ok(answer) => (answer.status, String::from_utf8(answer.body).unwrap()),
         Err(failure) => (failure.status, failure.reason),
     }
@@ -46,17 +48,20 @@ async fn listener() -> (TcpListener, u16) {
     (listener, port)
 }
 
-/// Serves connections, each with the next answer; says which heads it was sent.
+/// Serves connections, each with the next answer, and leaves them open; says which heads it was sent.
 async fn server(answers: &[&str]) -> (u16, mpsc::UnboundedReceiver<String>) {
     let (listener, port) = listener().await;
     let answers: Vec<String> = answers.iter().map(|&answer| answer.to_owned()).collect();
     let (seen, heads) = mpsc::unbounded_channel();
     tokio::spawn(async move {
+        let mut open = Vec::new();
         for answer in answers {
             let (mut io, _) = listener.accept().await.unwrap();
             let _told = seen.send(head(&mut io).await);
             io.write_all(answer.as_bytes()).await.unwrap();
+            open.push(io);
         }
+        std::future::pending::<()>().await;
     });
     (port, heads)
 }
@@ -95,7 +100,7 @@ async fn what_the_spec_declares_is_sent_and_nothing_of_the_askers() {
     assert!(head.starts_with("GET /ready?deep=1 HTTP/1.1\r\n"), "{head}");
     let names: Vec<String> =
         head.lines().filter_map(|line| line.split_once(": ")).map(|(name, _)| name.to_lowercase()).collect();
-    assert_eq!(names, ["host", "x-probe", "user-agent", "accept", "connection"], "{head}");
+    assert_eq!(names, ["host", "x-probe", "user-agent", "accept"], "{head}");
     assert!(head.contains("shop.example\r\n") && head.contains("kube-probe/1.33\r\n"), "{head}");
 }
 
@@ -228,7 +233,7 @@ async fn an_application_that_does_not_answer_has_failed_when_its_timeout_is_over
     });
     let replayer = replayer(Action::HttpGet(http(port, "/")), 1);
     let (_, probe) = replayer.find("web/readiness").unwrap();
-    let failure = replayer.replay(probe, None).await.unwrap_err();
+    let failure = replayer.replay(Kind::Readiness, probe, None).await.unwrap_err();
     assert_eq!(failure.status, StatusCode::GATEWAY_TIMEOUT);
     assert!(failure.reason.contains("longer than 1s"), "{failure:?}");
     assert_eq!(held.await.unwrap(), 0);
@@ -240,4 +245,72 @@ fn nothing_but_what_the_spec_declares_is_replayed() {
     for path in ["web/liveness", "other/readiness", "web/readiness/../liveness", "", "web"] {
         assert_eq!(replayer.find(path), None, "{path}");
     }
+}
+
+#[tokio::test]
+async fn the_connection_of_the_first_success_is_left_to_requests_and_no_other() {
+    let good = answer("200 OK", "", "words");
+    let bad = answer("500 Oops", "", "");
+    let closed = answer("200 OK", "connection: Keep-Alive, Close\r\n", "");
+    let old = good.replace("1.1", "1.0");
+    let long = answer("200 OK", "", &"w".repeat(20_000));
+    let (spares, mut left) = Spares::new();
+    let replayer = Replayer::new(Probes::default(), LOCALHOST, spares).unwrap();
+    // Of each replay: the answer, whether the application is asked to leave the connection open, and whether it is kept.
+    for (kind, replays) in [
+        // The first success, and the first after a failure.
+        (
+            Kind::Readiness,
+            &[(&good, true, true), (&good, false, false), (&bad, false, false), (&good, true, true)][..],
+        ),
+        (Kind::Startup, &[(&bad, true, false), (&good, true, true), (&good, false, false)]),
+        // Nothing follows from these.
+        (Kind::Liveness, &[(&good, false, false)]),
+        (Kind::PostStart, &[(&good, false, false)]),
+        // The application closes, or has more to say.
+        (Kind::Readiness, &[(&closed, true, false)]),
+        (Kind::Readiness, &[(&old, true, false)]),
+        (Kind::Readiness, &[(&long, true, false)]),
+    ] {
+        let texts: Vec<&str> = replays.iter().map(|(text, ..)| text.as_str()).collect();
+        let (port, mut heads) = server(&texts).await;
+        let probe = Probe { action: Action::HttpGet(http(port, "/ready")), timeout_seconds: 5 };
+        for (number, &(text, asked, kept)) in replays.iter().enumerate() {
+            let answered = replayer.replay(kind, &probe, None).await.unwrap();
+            assert_eq!(answered.status.is_success(), *text != bad);
+            let head = heads.recv().await.unwrap();
+            let seen = (!head.contains("connection: close"), left.try_recv().is_ok());
+            assert_eq!(seen, (asked, kept), "{kind}, replay {number}, {text}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_is_left_carries_another_request() {
+    let (listener, port) = listener().await;
+    let (spares, mut left) = Spares::new();
+    let replayer = Replayer::new(Probes::default(), LOCALHOST, spares).unwrap();
+    let mut heads = Vec::new();
+    let application = async {
+        let (mut io, _) = listener.accept().await.unwrap();
+        for _ in 0..2 {
+            heads.push(head(&mut io).await);
+            io.write_all(answer("200 OK", "", "words").as_bytes()).await.unwrap();
+        }
+    };
+    let client = LocalSet::new();
+    let requests = client.run_until(async {
+        let probe = Probe { action: Action::HttpGet(http(port, "/ready")), timeout_seconds: 5 };
+        replayer.replay(Kind::Readiness, &probe, None).await.unwrap();
+        let pool = PlainPool::new(65_536);
+        pool.adopt(left.try_recv().unwrap()).await;
+        tokio::task::yield_now().await;
+        let address = SocketAddr::new(LOCALHOST, port);
+        let request =
+            ::http::Request::get("http://shop:80/first").body(http_body_util::Empty::new()).unwrap();
+        let answer = pool.send(address, PlainVersion::Http1, request, Duration::from_secs(5)).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+    });
+    timeout(Duration::from_secs(30), async { tokio::join!(application, requests) }).await.unwrap();
+    assert!(heads[1].starts_with("GET /first "), "{heads:?}");
 }

@@ -92,7 +92,7 @@ fn complaint(reason: &str) -> String {
 }
 
 async fn look(address: SocketAddr, instance: &Instance) -> Result<(), String> {
-    let get = http::get(Target { address, https: None }, PAGE, &[], None);
+    let get = http::get(Target { address, https: None }, PAGE);
     let answer =
         timeout(PATIENCE, get).await.map_err(|_| format!("{address}: no answer within {PATIENCE:?}"))?;
     let answer = answer?;

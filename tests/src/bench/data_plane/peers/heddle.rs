@@ -1,8 +1,11 @@
 //! Heddle as it is: a control plane that reads a directory of manifests, and two sidecars that join it.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
-use heddle_api::ports;
+use heddle_api::{
+    ports,
+    probe::{Action, HttpGet, Kind, Probe, Probes},
+};
 
 use super::{Field, Peer, Prepared};
 use crate::{
@@ -14,6 +17,9 @@ use crate::{
     },
     manifest::PodManifest,
 };
+
+/// The application's.
+const CONTAINER: &str = "site";
 
 pub(super) fn prepare(field: &mut Field) -> anyhow::Result<Prepared> {
     let (outbound, _) = field.pair(Peer::Heddle);
@@ -33,6 +39,7 @@ pub(super) fn prepare(field: &mut Field) -> anyhow::Result<Prepared> {
 
     let token = field.world.token("shop", "site", "1h")?;
     let mut receiver = field.world.sidecar_command(SERVER, field.site.ip, &token)?;
+    receiver.args(["--probes", &serde_json::to_string(&probes())?]);
     // The one inbound sidecar answers for every endpoint of the workloads with many, as if they were its pod's addresses.
     if !endpoints.is_empty() {
         let first = |port| SocketAddr::new(field.site.ip, port).to_string();
@@ -54,9 +61,26 @@ pub(super) fn prepare(field: &mut Field) -> anyhow::Result<Prepared> {
     for (port, name) in [(site::REDIS, "redis"), (site::BULK, "bulk")] {
         sender.args(["--forward", &format!("{}={name}:{port}", SocketAddr::new(outbound, port))]);
     }
-    let ready = [field.site.ip, outbound].map(|ip| {
-        let address = SocketAddr::new(ip, ports::METRICS);
-        Ready::Says(Target { address, host: address.to_string(), path: "/ready".to_owned() })
-    });
-    Ok(Prepared { outbound, commands: vec![receiver, sender], ready: ready.into() })
+    let ready = [field.site.ip, outbound].map(|ip| Ready::Says(metrics(ip)));
+    let mut ready = Vec::from(ready);
+    ready.push(Ready::Says(Target {
+        path: format!("/probe/{CONTAINER}/{}", Kind::Readiness),
+        ..metrics(field.site.ip)
+    }));
+    Ok(Prepared { outbound, commands: vec![receiver, sender], ready })
+}
+
+/// Where a sidecar answers kubelet.
+fn metrics(ip: IpAddr) -> Target {
+    let address = SocketAddr::new(ip, ports::METRICS);
+    Target { address, host: address.to_string(), path: "/ready".to_owned() }
+}
+
+/// As the injector hands them over. A pod gets requests when its readiness probe has succeeded, which kubelet asks for
+/// through the sidecar; so it is one of the things that are waited for.
+fn probes() -> Probes {
+    let get = HttpGet { port: site::HTTP, path: "/1k".to_owned(), https: false, headers: Vec::new() };
+    let mut probes = Probes::default();
+    probes.insert(CONTAINER, Kind::Readiness, Probe { action: Action::HttpGet(get), timeout_seconds: 1 });
+    probes
 }

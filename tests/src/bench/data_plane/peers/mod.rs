@@ -29,7 +29,9 @@ use crate::process::Process;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Requests that follow the first.
 const NEXT: usize = 9;
-/// Before each of them, and before the first.
+/// Before each of them, and before the first, the application answers so many directly.
+const DIRECT: usize = 4;
+/// Before each request.
 const PACE: Duration = Duration::from_millis(20);
 /// Requests that follow the first after rests.
 const RESTED: usize = 3;
@@ -170,8 +172,8 @@ impl Pair {
     }
 
     /// Starts a pair for its first request and some others. What they differ in is that one is the first that the *proxies*
-    /// have: the application has just answered others at the same pace, so that it, this client and the processors are as
-    /// awake and as warm before the first as before the next.
+    /// have. Before each of them the application has just answered others at the same pace, so that it, this client and the
+    /// processors are as awake and as warm before the first as before the next, and the proxies have rested as long.
     ///
     /// # Errors
     /// When the pair does not start as for [`Pair::start`], or a request is not answered with 200.
@@ -186,9 +188,14 @@ impl Pair {
             ensure!(status == Some(200), "{}: the answer is {status:?}\n{}", peer.name(), pair.logs());
             Ok(asked.elapsed())
         };
-        median::<NEXT>(|| ask(PACE, &direct))?;
-        let first = ask(PACE, &target)?;
-        let next = median::<NEXT>(|| ask(PACE, &target))?;
+        let ask_after_others = || {
+            for _ in 0..DIRECT {
+                ask(PACE, &direct)?;
+            }
+            ask(PACE, &target)
+        };
+        let first = ask_after_others()?;
+        let next = median::<NEXT>(ask_after_others)?;
         let rested = median::<RESTED>(|| ask(rest, &target))?;
         Ok(FirstAndNext { first, next, rested })
     }
