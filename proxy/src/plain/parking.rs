@@ -93,6 +93,9 @@ impl Lot {
         if !self.looking.replace(true) {
             let lot = Rc::downgrade(self);
             tokio::task::spawn_local(async move {
+                // A timer that ends before all others wakes the runtime once more. The request that has just come is to
+                // be sent on first.
+                tokio::task::yield_now().await;
                 loop {
                     sleep(LOOK).await;
                     let Some(lot) = lot.upgrade() else { return };
