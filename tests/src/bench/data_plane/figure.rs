@@ -43,9 +43,9 @@ pub enum Figure {
     Next,
     /// The first by the median of the next.
     FirstOverNext,
-    /// The median of some that came later, each after a rest, in milliseconds.
+    /// One that came later, after a rest, in milliseconds.
     Rested,
-    /// The first by the median of those.
+    /// The first by that.
     FirstOverRested,
     /// The program's size without symbols, in MiB.
     Binary,

@@ -32,7 +32,7 @@ use self::{
     peers::Pair,
     workload::Workload,
 };
-pub use self::{peers::Peer, report::Report};
+pub use self::{peers::Peer, report::Report, workload::Starts};
 
 /// What to measure, and for how long.
 #[derive(Clone, Debug)]
@@ -45,9 +45,8 @@ pub struct Plan {
     pub length: Duration,
     /// Of the load before the first measurement of each; zero: none.
     pub warm_up: Duration,
-    /// Between requests of which each is to find the pair as the first one did. Longer than idle connections to an
-    /// application are kept.
-    pub rest: Duration,
+    /// For the first request of all.
+    pub starts: Starts,
     /// How often each is done.
     pub rounds: usize,
 }
@@ -132,7 +131,7 @@ fn running_pairs(
 /// Measures one workload on pairs that are started for it, one at a time.
 fn fresh_pairs(plan: &Plan, field: &mut Field, workload: Workload) -> (Workload, Rounds) {
     let rounds = in_turns(plan, &plan.peers, &workload, BTreeMap::new(), |peer, _| {
-        workload.work.measure_fresh(peer, field, plan.rest)
+        workload.work.measure_fresh(peer, field, plan.starts)
     });
     (workload, rounds)
 }

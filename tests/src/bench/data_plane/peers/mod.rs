@@ -33,8 +33,6 @@ const NEXT: usize = 9;
 const DIRECT: usize = 4;
 /// Before each request.
 const PACE: Duration = Duration::from_millis(20);
-/// Requests that follow the first after rests.
-const RESTED: usize = 3;
 
 /// What stands between client and application.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, serde::Serialize)]
@@ -132,7 +130,7 @@ pub struct FirstAndNext {
     pub first: Duration,
     /// The median of those that followed at the same pace.
     pub next: Duration,
-    /// The median of some that followed after rests.
+    /// One that followed after a rest.
     pub rested: Duration,
 }
 
@@ -195,8 +193,8 @@ impl Pair {
             ask(PACE, &target)
         };
         let first = ask_after_others()?;
-        let next = median::<NEXT>(ask_after_others)?;
-        let rested = median::<RESTED>(|| ask(rest, &target))?;
+        let next = median(ask_after_others)?;
+        let rested = ask(rest, &target)?;
         Ok(FirstAndNext { first, next, rested })
     }
 
@@ -263,13 +261,14 @@ impl Pair {
     }
 }
 
-fn median<const N: usize>(mut one: impl FnMut() -> anyhow::Result<Duration>) -> anyhow::Result<Duration> {
-    let mut all = [Duration::ZERO; N];
+/// Of [`NEXT`].
+fn median(mut one: impl FnMut() -> anyhow::Result<Duration>) -> anyhow::Result<Duration> {
+    let mut all = [Duration::ZERO; NEXT];
     for at in &mut all {
         *at = one()?;
     }
     all.sort_unstable();
-    Ok(all[N / 2])
+    Ok(all[NEXT / 2])
 }
 
 /// `text` with each `<<NAME>>` replaced.
