@@ -89,8 +89,7 @@ impl Replayer {
                 (Err(Failure { status: StatusCode::GATEWAY_TIMEOUT, reason }), None)
             }
         };
-        let well = answer.as_ref().is_ok_and(|answer| answer.status.is_success());
-        self.spares.replayed(kind, probe, well, kept);
+        self.spares.replayed(kind, probe, answer.as_ref(), kept);
         answer
     }
 

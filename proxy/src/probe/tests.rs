@@ -286,6 +286,26 @@ async fn the_connection_of_the_first_success_is_left_to_requests_and_no_other() 
 }
 
 #[tokio::test]
+async fn an_application_that_ends_its_answer_by_closing_when_told_to_succeeds_the_second_time() {
+    let (listener, port) = listener().await;
+    tokio::spawn(async move {
+        let mut open = Vec::new();
+        loop {
+            let (mut io, _) = listener.accept().await.unwrap();
+            let told = head(&mut io).await.contains("connection: close");
+            io.write_all(b"HTTP/1.1 200 OK\r\n\r\nwords").await.unwrap();
+            if !told {
+                open.push(io);
+            }
+        }
+    });
+    let replayer = replayer(Action::HttpGet(http(port, "/")), 1);
+    let (kind, probe) = replayer.find("web/readiness").unwrap();
+    assert_eq!(replayer.replay(kind, probe, None).await.unwrap_err().status, StatusCode::GATEWAY_TIMEOUT);
+    assert_eq!(replayer.replay(kind, probe, None).await.unwrap().status, StatusCode::OK);
+}
+
+#[tokio::test]
 async fn a_connection_that_is_left_carries_another_request() {
     let (listener, port) = listener().await;
     let (spares, mut left) = Spares::new();
