@@ -1,6 +1,10 @@
-//! A new pod of a workload is connected to what its siblings talk to before it is ready.
+//! A new pod's first requests find what they need: it is connected to what its siblings talk to before it is ready, and its
+//! application is connected to since its readiness probe succeeded.
 
-use heddle_tests::{Pod, eventually};
+use std::time::{Duration, Instant};
+
+use heddle_api::ports;
+use heddle_tests::{Pod, client::Client, eventually, manifest};
 
 use crate::shop::{self, HOST};
 
@@ -35,4 +39,26 @@ async fn a_sidecar_is_ready_though_what_its_siblings_talk_to_cannot_be_reached()
         Ok(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_pods_first_request_takes_the_connection_that_its_readiness_probe_left() {
+    const PROBES: &str =
+        r#"{"reviews": {"readiness": {"httpGet": {"port": 9080, "path": "/ready"}, "timeoutSeconds": 2}}}"#;
+    // The sidecar keeps an idle connection to an application for four seconds.
+    const KEPT: Duration = Duration::from_secs(3);
+    let mut shop = shop::open(1).await;
+    let service = manifest::service("shop/late", 9080, "http", "version: late");
+    shop.world.save("late.yaml", &service).unwrap();
+    let late = shop.world.pod("shop/reviews-late").label("version", "late").answering("late");
+    let late = late.sidecar_args(["--probes", PROBES]).start().await.unwrap();
+    let kubelet = late.port(ports::METRICS);
+    let mut probe = Client::http1(kubelet).await.unwrap();
+    let asked = Instant::now();
+    let answer = probe.get(&kubelet.to_string(), "/probe/reviews/readiness").await.unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let answer = shop.web.http1().await.unwrap().get("late:9080", "/").await.unwrap();
+    assert_eq!(answer.answered_by(), "late");
+    assert_eq!(late.app().requests(), 2);
+    assert!(late.app().connections() == 1 || asked.elapsed() > KEPT, "{}", late.app().connections());
 }

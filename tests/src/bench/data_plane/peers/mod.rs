@@ -28,9 +28,10 @@ use crate::process::Process;
 /// How long a pair may take to its first answer; debug builds on a busy machine take seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Requests that follow the first.
-const NEXT: usize = 9;
-/// Before each of them, and before the first, the application answers so many directly.
-const DIRECT: usize = 4;
+const NEXT: usize = 5;
+/// Before each of them, and before the first, the application answers so many directly. It takes long enough for HAProxy to
+/// notice that its peer is up.
+const DIRECT: usize = 9;
 /// Before each request.
 const PACE: Duration = Duration::from_millis(20);
 
