@@ -6,8 +6,9 @@
 //! all of it in place, and nothing is mapped that requests do not use.
 //!
 //! It happens on a stage: a [`Worker`] with a store, pools, sockets and series of its own, which are gone afterwards. So
-//! nothing is counted or logged that nobody asked for, and no other pod hears of it. Only a hint, as in [`crate::warm`]:
-//! nothing follows from a failure, and it ends within [`LIMIT`].
+//! no request is counted or logged that nobody asked for, and no other pod hears of it. Only a hint, as in [`crate::warm`]:
+//! nothing follows from a failure, and it ends within [`LIMIT`]. Whoever else connects to the stage's sockets on loopback
+//! spoils it, and gets nothing: the inbound side admits this sidecar alone.
 
 use std::{collections::HashMap, convert::Infallible, io, net::Ipv4Addr, rc::Rc, sync::Arc, time::Duration};
 
@@ -25,6 +26,7 @@ use tokio::{
 };
 
 use crate::{
+    access::AccessRules,
     carrier,
     config::{
         AppProtocol, BackendState, Destination, EndpointSet, Inbound, Place, convert,
@@ -80,7 +82,7 @@ impl Stage {
         let inbound = Inbound {
             identity: own.clone(),
             ports: HashMap::new(),
-            other: Arc::new(InboundPort { protocol, ..InboundPort::default() }),
+            other: Arc::new(InboundPort { protocol, access: only(own)?, ..InboundPort::default() }),
             terminating: false,
             access_log: AccessLog::Off,
             opaque_ports: Vec::new(),
@@ -88,7 +90,7 @@ impl Stage {
         };
         let metrics = Metrics::new(1);
         let pod_ips = vec![Ipv4Addr::LOCALHOST.into()];
-        let settings = Settings { pod_ips, listening: Vec::new(), ..(*worker.settings).clone() };
+        let settings = Settings { pod_ips, ..(*worker.settings).clone() };
         let (trigger, drain) = Drain::new();
         let series = metrics.worker(0);
         let port = mesh.local_addr()?.port();
@@ -138,9 +140,25 @@ impl Stage {
                 over(sender.send_request(request).await?).await?;
             }
         }
-        self.drain.leave();
         Ok(())
     }
+}
+
+impl Drop for Stage {
+    /// What is still open ends.
+    fn drop(&mut self) {
+        self.drain.leave();
+    }
+}
+
+/// Rules that admit this sidecar alone.
+fn only(own: &SpiffeId) -> anyhow::Result<AccessRules> {
+    let account = format!("{}/{}", own.namespace(), own.service_account());
+    let from = vec![v1::AccessSource { service_accounts: vec![account], ..v1::AccessSource::default() }];
+    let clause = v1::AccessClause { from, to: Vec::new() };
+    let action = v1::AccessAction::Allow.into();
+    let rule = v1::AccessRule { name: NAME.to_owned(), action, clauses: vec![clause] };
+    Ok(AccessRules::new(&[rule])?)
 }
 
 fn request(method: Method, uri: Uri, headers: HeaderMap) -> Request<Full<Bytes>> {
@@ -215,7 +233,7 @@ async fn serve_application(socket: TcpListener, protocol: AppProtocol) {
 mod tests {
     use tokio::{
         runtime::{Builder, Handle, LocalOptions},
-        time::{pause, sleep},
+        time::{pause, resume, sleep},
     };
 
     use super::*;
@@ -250,32 +268,37 @@ mod tests {
         runtime.block_on(async { timeout(Duration::from_secs(60), test).await.expect("the test hangs") });
     }
 
+    /// What a sidecar counts of requests and connections, and the tasks that are left of a rehearsal when connections' keepers
+    /// have looked again.
+    async fn left(metrics: &Metrics) -> (String, usize) {
+        pause();
+        sleep(Duration::from_secs(20)).await;
+        resume();
+        let text = metrics.encode(&Observed::default());
+        let text = text.lines().filter(|line| !line.starts_with("process_")).collect::<Vec<_>>().join("\n");
+        (text, Handle::current().metrics().num_alive_tasks())
+    }
+
     #[test]
     fn requests_of_both_versions_go_the_whole_way_and_leave_nothing() {
         on_a_worker(async {
             let (worker, metrics) = worker();
-            let of_traffic = || {
-                let text = metrics.encode(&Observed::default());
-                text.lines().filter(|line| !line.starts_with("process_")).collect::<Vec<_>>().join("\n")
-            };
-            let tasks = || Handle::current().metrics().num_alive_tasks();
-            let before = (tasks(), of_traffic());
+            let before = left(&metrics).await;
             both_versions(&worker, &OWN.parse().unwrap()).await.unwrap();
-            // Connections' keepers look again after a while.
-            pause();
-            sleep(Duration::from_secs(50)).await;
-            assert_eq!((tasks(), of_traffic()), before);
+            assert_eq!(left(&metrics).await, before);
         });
     }
 
     #[test]
-    fn the_way_leads_by_a_sidecar_that_shows_who_it_is() {
+    fn the_way_leads_by_a_sidecar_that_shows_who_it_is_and_a_failure_leaves_nothing() {
         on_a_worker(async {
-            let (worker, _) = worker();
+            let (worker, metrics) = worker();
+            let before = left(&metrics).await;
             let other = "spiffe://cluster.local/ns/shop/sa/other".parse().unwrap();
             let stage = Stage::build(&worker, &other, AppProtocol::Http1).await.unwrap();
             let error = stage.play(AppProtocol::Http1).await.unwrap_err();
             assert!(error.to_string().contains("503"), "{error}");
+            assert_eq!(left(&metrics).await, before);
         });
     }
 }

@@ -96,7 +96,7 @@ pub async fn run(args: RunArgs, logs: Logs) -> anyhow::Result<ExitCode> {
     tokio::spawn(async move {
         ready_identity.ready().await;
         inbound_known(&ready_store).await;
-        warming.not_ready("connecting to what other pods of the workload talk to");
+        warming.not_ready("rehearsing, and connecting to what other pods of the workload talk to");
         // Ready either way: it is for the sake of speed alone.
         let _ = timeout(warm::LIMIT, warm_workers.wait_for(|&done| done >= workers)).await;
         warming.ready();

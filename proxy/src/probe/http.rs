@@ -4,23 +4,27 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use ::http::{
     HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version,
-    header::{ACCEPT, CONNECTION, HOST, LOCATION, USER_AGENT},
+    header::{ACCEPT, CONNECTION, CONTENT_LENGTH, HOST, LOCATION, TRANSFER_ENCODING, USER_AGENT},
 };
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty};
 use hyper::{
     body::Incoming,
-    client::conn::http1,
+    client::conn::http1::{self, Parts, SendRequest},
     rt::{Read, Write},
 };
 use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, pki_types::ServerName};
-use tokio::{net::TcpStream, task::AbortHandle, time::timeout};
+use tokio::{
+    net::TcpStream,
+    task::{AbortHandle, JoinHandle},
+    time::timeout,
+};
 use tokio_rustls::TlsConnector;
 
 /// Bytes of an answer that are read; kubelet reads as many.
 const LONGEST_BODY: usize = 10 * 1024;
-/// How long a connection that is to be kept may take to come free after its answer: it has only to be looked at.
+/// How long a connection may take to come free after its answer: it has only to be looked at.
 const PARTING: Duration = Duration::from_millis(100);
 
 /// Whom to ask.
@@ -60,7 +64,7 @@ pub async fn get(target: Target<'_>, path: &str) -> Result<Answer, String> {
 }
 
 /// The same with what a probe declares. Where the connection is to be kept and the application lets it be (it is in
-/// plaintext, and has carried the answer to its end), it comes back with the answer.
+/// plaintext, and has carried the answer to its end), it can be had after the answer.
 ///
 /// # Errors
 /// As [`get`].
@@ -70,7 +74,7 @@ pub async fn ask(
     headers: &[(String, String)],
     user_agent: Option<&HeaderValue>,
     keep: bool,
-) -> Result<(Answer, Option<TcpStream>), String> {
+) -> Result<(Answer, Option<Parting>), String> {
     let keep = keep && target.https.is_none();
     let request = request(target.address, path, headers, user_agent, keep)?;
     let problem = |error: &dyn std::error::Error| match error.source() {
@@ -122,33 +126,51 @@ fn request(
     Ok(request)
 }
 
-async fn exchange<I>(io: I, request: Request<Empty<Bytes>>, keep: bool) -> hyper::Result<(Answer, Option<I>)>
+async fn exchange<I>(
+    io: I,
+    request: Request<Empty<Bytes>>,
+    keep: bool,
+) -> hyper::Result<(Answer, Option<Parting<I>>)>
 where
     I: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
     TokioIo<I>: Read + Write,
 {
     let (mut sender, connection) = http1::handshake(TokioIo::new(io)).await?;
-    let connection = tokio::spawn(connection.without_shutdown());
-    let _ended_with_this = EndOnDrop(connection.abort_handle());
+    let driver = tokio::spawn(connection.without_shutdown());
+    let ends = EndOnDrop(driver.abort_handle());
     let response = sender.send_request(request).await?;
     let reusable = keep && is_reusable(&response);
     let (parts, body) = response.into_parts();
     let location = parts.headers.get(LOCATION).and_then(|value| value.to_str().ok()).map(str::to_owned);
     let (body, whole) = beginning(body).await?;
-    let answer = Answer { status: parts.status, location, body };
-    if !reusable || !whole || timeout(PARTING, sender.ready()).await.is_err() {
-        return Ok((answer, None));
-    }
-    // Nobody can ask any more, so hyper lets go of it.
-    drop(sender);
-    let kept = match timeout(PARTING, connection).await {
-        Ok(Ok(Ok(parts))) if parts.read_buf.is_empty() => Some(parts.io.into_inner()),
-        _ => None,
-    };
-    Ok((answer, kept))
+    let parting = (reusable && whole).then_some(Parting { sender, driver, _ends: ends });
+    Ok((Answer { status: parts.status, location, body }, parting))
 }
 
-/// Whether the server leaves the connection open for another request (RFC 9112, 9.3).
+/// A connection that has carried its answer; dropped, it is closed.
+#[derive(Debug)]
+pub struct Parting<I = TcpStream> {
+    sender: SendRequest<Empty<Bytes>>,
+    driver: JoinHandle<hyper::Result<Parts<TokioIo<I>>>>,
+    _ends: EndOnDrop,
+}
+
+impl<I> Parting<I> {
+    /// The connection, if nothing has come on it beyond the answer.
+    pub async fn connection(self) -> Option<I> {
+        let Self { mut sender, driver, _ends } = self;
+        let free = async move {
+            sender.ready().await.ok()?;
+            // Nobody can ask any more, so hyper lets go of it.
+            drop(sender);
+            driver.await.ok()?.ok()
+        };
+        let parts = timeout(PARTING, free).await.ok()??;
+        parts.read_buf.is_empty().then(|| parts.io.into_inner())
+    }
+}
+
+/// Whether the server leaves the connection open for another request (RFC 9112, 9.3), and says one length of its answer.
 fn is_reusable(response: &Response<Incoming>) -> bool {
     let closes = |value: &HeaderValue| {
         value
@@ -156,7 +178,9 @@ fn is_reusable(response: &Response<Incoming>) -> bool {
             .split(|&byte| byte == b',')
             .any(|word| word.trim_ascii().eq_ignore_ascii_case(b"close"))
     };
-    response.version() == Version::HTTP_11 && !response.headers().get_all(CONNECTION).iter().any(closes)
+    let headers = response.headers();
+    let two_lengths = headers.contains_key(CONTENT_LENGTH) && headers.contains_key(TRANSFER_ENCODING);
+    response.version() == Version::HTTP_11 && !two_lengths && !headers.get_all(CONNECTION).iter().any(closes)
 }
 
 /// Its first bytes, and whether that is all of it; what follows is not waited for.
@@ -174,6 +198,7 @@ async fn beginning(mut body: Incoming) -> hyper::Result<(Vec<u8>, bool)> {
 }
 
 /// Whoever gives up, as by a timeout, leaves no connection behind.
+#[derive(Debug)]
 struct EndOnDrop(AbortHandle);
 
 impl Drop for EndOnDrop {

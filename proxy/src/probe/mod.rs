@@ -4,8 +4,8 @@
 //! were (`heddle_api::probe`). The application still decides: a TCP probe succeeds when the application accepts. Each
 //! replay ends when its declared timeout does; how many run at once the listener bounds.
 //!
-//! A pod gets its first requests when its startup and readiness probes succeed. So the connection of the first that does is
-//! kept for them, where the application leaves it open: [`Spares`] says how.
+//! A pod gets its first requests when its readiness probe succeeds. So the connection of that probe is kept for them, where
+//! the application leaves it open: [`Spares`] says how.
 
 pub mod http;
 mod spares;
@@ -29,7 +29,7 @@ use tonic_health::pb::{
 
 pub use self::spares::Spares;
 
-use self::http::{Answer, Target};
+use self::http::{Answer, Parting, Target};
 
 /// Redirects that are followed, as kubelet does it.
 const MOST_REDIRECTS: usize = 10;
@@ -81,15 +81,19 @@ impl Replayer {
     ) -> Result<Answer, Failure> {
         let limit = Duration::from_secs(probe.timeout_seconds.into());
         let keep = self.spares.wanted(kind, probe);
-        let (answer, kept) = match timeout(limit, self.act(probe, user_agent, keep)).await {
-            Ok(Ok((answer, kept))) => (Ok(answer), kept),
+        let (answer, parting) = match timeout(limit, self.act(probe, user_agent, keep)).await {
+            Ok(Ok((answer, parting))) => (Ok(answer), parting),
             Ok(Err(reason)) => (Err(Failure { status: StatusCode::SERVICE_UNAVAILABLE, reason }), None),
             Err(_) => {
                 let reason = format!("the application took longer than {limit:?}");
                 (Err(Failure { status: StatusCode::GATEWAY_TIMEOUT, reason }), None)
             }
         };
-        self.spares.replayed(kind, probe, answer.as_ref(), kept);
+        let kept = match parting {
+            Some(parting) => parting.connection().await,
+            None => None,
+        };
+        self.spares.replayed(kind, probe, answer.as_ref(), keep, kept);
         answer
     }
 
@@ -99,7 +103,7 @@ impl Replayer {
         probe: &Probe,
         user_agent: Option<&HeaderValue>,
         keep: bool,
-    ) -> Result<(Answer, Option<TcpStream>), String> {
+    ) -> Result<(Answer, Option<Parting>), String> {
         match &probe.action {
             Action::HttpGet(get) => self.get(get, user_agent, keep).await,
             Action::TcpSocket { port } => {
@@ -119,19 +123,19 @@ impl Replayer {
         get: &HttpGet,
         user_agent: Option<&HeaderValue>,
         keep: bool,
-    ) -> Result<(Answer, Option<TcpStream>), String> {
+    ) -> Result<(Answer, Option<Parting>), String> {
         let address = SocketAddr::new(self.ip, get.port);
         let target = Target { address, https: get.https.then_some(&self.tls) };
         let mut path = get.path.clone();
         for _ in 0..=MOST_REDIRECTS {
-            let (answer, kept) = http::ask(target, &path, &get.headers, user_agent, keep).await?;
+            let (answer, parting) = http::ask(target, &path, &get.headers, user_agent, keep).await?;
             if !answer.status.is_redirection() {
-                return Ok((answer, kept));
+                return Ok((answer, parting));
             }
             match answer.location.as_deref().and_then(|location| http::same_server(target, &path, location)) {
                 Some(next) => path = next,
                 // Without this status kubelet would follow it, to a page of the sidecar's.
-                None => return Ok((Answer::ok(&format!("it answers {}", answer.status)), kept)),
+                None => return Ok((Answer::ok(&format!("it answers {}", answer.status)), parting)),
             }
         }
         Err(format!("{address}: more than {MOST_REDIRECTS} redirects"))

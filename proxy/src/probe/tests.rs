@@ -1,6 +1,9 @@
 //! Replays against real servers on loopback.
 
-use std::net::Ipv4Addr;
+use std::{
+    net::Ipv4Addr,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use hyper::{server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -253,6 +256,8 @@ async fn the_connection_of_the_first_success_is_left_to_requests_and_no_other() 
     let bad = answer("500 Oops", "", "");
     let closed = answer("200 OK", "connection: Keep-Alive, Close\r\n", "");
     let old = good.replace("1.1", "1.0");
+    let two_lengths =
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ncontent-length: 9\r\n\r\n0\r\n\r\n".to_owned();
     let long = answer("200 OK", "", &"w".repeat(20_000));
     let (spares, mut left) = Spares::new();
     let replayer = Replayer::new(Probes::default(), LOCALHOST, spares).unwrap();
@@ -263,11 +268,13 @@ async fn the_connection_of_the_first_success_is_left_to_requests_and_no_other() 
             Kind::Readiness,
             &[(&good, true, true), (&good, false, false), (&bad, false, false), (&good, true, true)][..],
         ),
-        (Kind::Startup, &[(&bad, true, false), (&good, true, true), (&good, false, false)]),
+        (Kind::Readiness, &[(&bad, true, false), (&good, true, true), (&good, false, false)]),
         // Nothing follows from these.
+        (Kind::Startup, &[(&good, false, false)]),
         (Kind::Liveness, &[(&good, false, false)]),
         (Kind::PostStart, &[(&good, false, false)]),
-        // The application closes, or has more to say.
+        // The application closes, or says two lengths, or has more to say.
+        (Kind::Readiness, &[(&two_lengths, true, false)]),
         (Kind::Readiness, &[(&closed, true, false)]),
         (Kind::Readiness, &[(&old, true, false)]),
         (Kind::Readiness, &[(&long, true, false)]),
@@ -286,23 +293,59 @@ async fn the_connection_of_the_first_success_is_left_to_requests_and_no_other() 
 }
 
 #[tokio::test]
-async fn an_application_that_ends_its_answer_by_closing_when_told_to_succeeds_the_second_time() {
+async fn an_application_that_ends_its_answer_by_closing_when_told_to_is_told_to_from_then_on() {
     let (listener, port) = listener().await;
+    let (told, statuses) = (Arc::new(AtomicUsize::new(0)), ["200 OK", "500 Oops", "200 OK", "200 OK"]);
+    let counted = Arc::clone(&told);
     tokio::spawn(async move {
         let mut open = Vec::new();
-        loop {
+        for status in statuses {
             let (mut io, _) = listener.accept().await.unwrap();
-            let told = head(&mut io).await.contains("connection: close");
-            io.write_all(b"HTTP/1.1 200 OK\r\n\r\nwords").await.unwrap();
-            if !told {
+            let to_close = head(&mut io).await.contains("connection: close");
+            io.write_all(format!("HTTP/1.1 {status}\r\n\r\nwords").as_bytes()).await.unwrap();
+            if to_close {
+                counted.fetch_add(1, Ordering::Relaxed);
+            } else {
                 open.push(io);
             }
         }
     });
     let replayer = replayer(Action::HttpGet(http(port, "/")), 1);
     let (kind, probe) = replayer.find("web/readiness").unwrap();
-    assert_eq!(replayer.replay(kind, probe, None).await.unwrap_err().status, StatusCode::GATEWAY_TIMEOUT);
-    assert_eq!(replayer.replay(kind, probe, None).await.unwrap().status, StatusCode::OK);
+    let mut seen = Vec::new();
+    for _ in statuses {
+        seen.push(match replayer.replay(kind, probe, None).await {
+            Ok(answer) => answer.status.as_u16(),
+            Err(failure) => failure.status.as_u16(),
+        });
+    }
+    assert_eq!((seen.as_slice(), told.load(Ordering::Relaxed)), (&[504, 500, 200, 200][..], 3));
+}
+
+#[tokio::test]
+async fn an_application_that_hangs_after_it_was_ready_may_leave_a_connection_again() {
+    let (listener, port) = listener().await;
+    tokio::spawn(async move {
+        let mut open = Vec::new();
+        for answers in [true, false, true] {
+            let (mut io, _) = listener.accept().await.unwrap();
+            head(&mut io).await;
+            if answers {
+                io.write_all(answer("200 OK", "", "words").as_bytes()).await.unwrap();
+            }
+            open.push(io);
+        }
+        std::future::pending::<()>().await;
+    });
+    let (spares, mut left) = Spares::new();
+    let replayer = Replayer::new(Probes::default(), LOCALHOST, spares).unwrap();
+    let probe = Probe { action: Action::HttpGet(http(port, "/")), timeout_seconds: 1 };
+    let mut kept = Vec::new();
+    for _ in 0..3 {
+        let succeeds = replayer.replay(Kind::Readiness, &probe, None).await.is_ok();
+        kept.push((succeeds, left.try_recv().is_ok()));
+    }
+    assert_eq!(kept, [(true, true), (false, false), (true, true)]);
 }
 
 #[tokio::test]
