@@ -10,7 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use heddle_tests::{
     bench::{
         control_plane,
-        data_plane::{self, Peer, Starts, table},
+        data_plane::{self, Peer, table},
     },
     binaries,
 };
@@ -117,11 +117,7 @@ fn data_plane(cli: &Cli) -> anyhow::Result<()> {
         peers: cli.peers.clone(),
         length: Duration::from_secs(if cli.smoke { 1 } else { cli.seconds }),
         warm_up: Duration::from_secs(if cli.smoke { 0 } else { 1 }),
-        starts: if cli.smoke {
-            Starts { number: 1, rest: Duration::ZERO }
-        } else {
-            Starts { number: 5, rest: Duration::from_secs(5) }
-        },
+        starts: if cli.smoke { 1 } else { 10 },
         rounds: if cli.smoke { 1 } else { cli.rounds.into() },
     };
     // Children end with the thread that started them, so it is this one.

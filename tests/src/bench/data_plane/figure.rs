@@ -43,10 +43,6 @@ pub enum Figure {
     Next,
     /// The first by the median of the next.
     FirstOverNext,
-    /// One that came later, after a rest, in milliseconds.
-    Rested,
-    /// The first by that.
-    FirstOverRested,
     /// The program's size without symbols, in MiB.
     Binary,
     /// Requests that failed.
@@ -55,7 +51,7 @@ pub enum Figure {
 
 impl Figure {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 19] = [
         Self::Cpu,
         Self::CpuUser,
         Self::CpuSystem,
@@ -73,8 +69,6 @@ impl Figure {
         Self::First,
         Self::Next,
         Self::FirstOverNext,
-        Self::Rested,
-        Self::FirstOverRested,
         Self::Binary,
         Self::Failed,
     ];
@@ -100,8 +94,6 @@ impl Figure {
             Self::First => "first request ms",
             Self::Next => "next requests ms",
             Self::FirstOverNext => "first / next",
-            Self::Rested => "after a rest ms",
-            Self::FirstOverRested => "first / after a rest",
             Self::Binary => "stripped MiB",
             Self::Failed => "failed",
         }

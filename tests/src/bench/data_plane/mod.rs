@@ -32,7 +32,7 @@ use self::{
     peers::Pair,
     workload::Workload,
 };
-pub use self::{peers::Peer, report::Report, workload::Starts};
+pub use self::{peers::Peer, report::Report};
 
 /// What to measure, and for how long.
 #[derive(Clone, Debug)]
@@ -45,8 +45,8 @@ pub struct Plan {
     pub length: Duration,
     /// Of the load before the first measurement of each; zero: none.
     pub warm_up: Duration,
-    /// For the first request of all.
-    pub starts: Starts,
+    /// How many pairs a round starts for a first request.
+    pub starts: usize,
     /// How often each is done.
     pub rounds: usize,
 }

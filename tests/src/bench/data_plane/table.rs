@@ -8,7 +8,7 @@ use super::{
 };
 
 /// The figures of a row, best first; what was not measured has none.
-const FIGURES: [Figure; 16] = [
+const FIGURES: [Figure; 14] = [
     Figure::Cpu,
     Figure::BytesPerCpu,
     Figure::BytesPerSecond,
@@ -20,8 +20,6 @@ const FIGURES: [Figure; 16] = [
     Figure::First,
     Figure::Next,
     Figure::FirstOverNext,
-    Figure::Rested,
-    Figure::FirstOverRested,
     Figure::Binary,
     Figure::Resident,
     Figure::Failed,

@@ -116,7 +116,7 @@ pub fn of(workload: &str, figure: Figure) -> Vec<Bound> {
         ("idle-1", Figure::Resident) => vec![at_most(0.25, 0.15)],
         ("idle-10000", Figure::Resident) => vec![at_most(0.5, 0.25)],
         ("start", Figure::ToFirst200) => vec![at_most(1.2, 0.75)],
-        ("start", Figure::FirstOverNext | Figure::FirstOverRested) => {
+        ("start", Figure::FirstOverNext) => {
             vec![Bound { to: None, hold: AS_FAST, reach: 1.0, at_least: false }]
         }
         ("start", Figure::Binary) => vec![Bound { to: None, hold: 20.0, reach: 15.0, at_least: false }],

@@ -20,16 +20,6 @@ const MESSAGE: [u8; 1024] = [b'm'; 1024];
 const SETTLE: Duration = Duration::from_secs(5);
 const MIB: f64 = (1 << 20) as f64;
 
-/// How a first request is measured, which a pair has only one of.
-#[derive(Clone, Copy, Debug)]
-pub struct Starts {
-    /// Pairs that are started for it.
-    pub number: usize,
-    /// Between requests of which each is to find the pair as the first one did. Longer than idle connections to an
-    /// application are kept.
-    pub rest: Duration,
-}
-
 /// What is asked of a pair.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Work {
@@ -225,11 +215,11 @@ impl Work {
         Ok(sample)
     }
 
-    /// Measures it on pairs that it starts, and ends.
+    /// Measures it on pairs that it starts, and ends; so many for a first request, which a pair has only one of.
     ///
     /// # Errors
     /// As [`Pair::start`]; or when the connections cannot be made.
-    pub fn measure_fresh(&self, peer: Peer, field: &mut Field, starts: Starts) -> anyhow::Result<Sample> {
+    pub fn measure_fresh(&self, peer: Peer, field: &mut Field, starts: usize) -> anyhow::Result<Sample> {
         let pair = Pair::start(field, peer)?;
         let mut sample = Sample::default();
         if let Self::Idle(connections) = *self {
@@ -243,7 +233,7 @@ impl Work {
                 sample.set(Figure::ToFirst200, ms(pair.to_first_200));
             }
             drop(pair);
-            let starts = (0..starts.number).map(|_| Pair::first_and_next(field, peer, starts.rest));
+            let starts = (0..starts).map(|_| Pair::first_and_next(field, peer));
             let starts = starts.collect::<anyhow::Result<Vec<_>>>()?;
             let over = |one: Duration, other: Duration| one.as_secs_f64() / other.as_secs_f64();
             let mut set = |figure, of: &dyn Fn(&FirstAndNext) -> f64| {
@@ -254,8 +244,6 @@ impl Work {
             set(Figure::First, &|start| ms(start.first));
             set(Figure::Next, &|start| ms(start.next));
             set(Figure::FirstOverNext, &|start| over(start.first, start.next));
-            set(Figure::Rested, &|start| ms(start.rested));
-            set(Figure::FirstOverRested, &|start| over(start.first, start.rested));
             if let Some(bytes) = stripped(peer, field.world.directory())? {
                 sample.set(Figure::Binary, bytes as f64 / MIB);
             }

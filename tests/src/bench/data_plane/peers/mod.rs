@@ -131,8 +131,6 @@ pub struct FirstAndNext {
     pub first: Duration,
     /// The median of those that followed at the same pace.
     pub next: Duration,
-    /// One that followed after a rest.
-    pub rested: Duration,
 }
 
 impl Pair {
@@ -176,12 +174,12 @@ impl Pair {
     ///
     /// # Errors
     /// When the pair does not start as for [`Pair::start`], or a request is not answered with 200.
-    pub fn first_and_next(field: &mut Field, peer: Peer, rest: Duration) -> anyhow::Result<FirstAndNext> {
+    pub fn first_and_next(field: &mut Field, peer: Peer) -> anyhow::Result<FirstAndNext> {
         let (pair, _) = Self::ready(field, peer)?;
         let target = pair.http("/1k");
         let direct = Target { address: SocketAddr::new(field.site.ip, site::HTTP), ..target.clone() };
-        let ask = |pause, target| {
-            thread::sleep(pause);
+        let ask = |target| {
+            thread::sleep(PACE);
             let asked = Instant::now();
             let status = probe::status(target);
             ensure!(status == Some(200), "{}: the answer is {status:?}\n{}", peer.name(), pair.logs());
@@ -189,14 +187,11 @@ impl Pair {
         };
         let ask_after_others = || {
             for _ in 0..DIRECT {
-                ask(PACE, &direct)?;
+                ask(&direct)?;
             }
-            ask(PACE, &target)
+            ask(&target)
         };
-        let first = ask_after_others()?;
-        let next = median(ask_after_others)?;
-        let rested = ask(rest, &target)?;
-        Ok(FirstAndNext { first, next, rested })
+        Ok(FirstAndNext { first: ask_after_others()?, next: median(ask_after_others)? })
     }
 
     /// Pauses, unless the start has failed.
