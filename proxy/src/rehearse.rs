@@ -32,12 +32,11 @@ use crate::{
         AppProtocol, BackendState, Destination, EndpointSet, Inbound, Place, convert,
         inbound::{AccessLog, InboundPort},
     },
-    inbound,
+    listen::{Accepted, Port},
     metrics::Metrics,
-    outbound,
     plain::settings::LocalExecutor,
     store::Store,
-    threads::Open,
+    threads::{Open, start},
     worker::{Drain, DrainTrigger, Settings, Shared, Worker},
 };
 
@@ -108,8 +107,8 @@ impl Stage {
         players.spawn_local(serve_application(application, protocol));
         let inbound = Rc::clone(&worker);
         players.spawn_local(async move {
-            let Ok((io, _)) = mesh.accept().await else { return };
-            inbound::mesh::serve(inbound, io, Open::default().opened()).await;
+            let Ok((io, peer)) = mesh.accept().await else { return };
+            start(&inbound, Accepted { port: Port::Mesh, io, peer, open: Open::default().opened() });
         });
         Ok(Self { outbound, worker, drain: trigger, players })
     }
@@ -120,8 +119,8 @@ impl Stage {
         io.set_nodelay(true)?;
         let (accepted, peer) = self.outbound.accept().await?;
         ensure!(io.local_addr()? == peer, "somebody else connected: {peer}");
-        let serving = outbound::serve(Rc::clone(&self.worker), accepted, peer, Open::default().opened());
-        self.players.spawn_local(serving);
+        let open = Open::default().opened();
+        start(&self.worker, Accepted { port: Port::Outbound, io: accepted, peer, open });
         let io = TokioIo::new(io);
         if protocol == AppProtocol::Http2 {
             let (mut sender, connection) =

@@ -195,7 +195,7 @@ async fn work(index: usize, shared: Shared, role: Role, warmed: Arc<watch::Sende
 }
 
 /// Serves a connection on this worker, in a task of its own.
-fn start(worker: &Rc<Worker>, accepted: Accepted) {
+pub fn start(worker: &Rc<Worker>, accepted: Accepted) {
     let worker = Rc::clone(worker);
     tokio::task::spawn_local(serve(worker, accepted));
 }

@@ -1,5 +1,6 @@
 //! A warm start: what other pods of the workload talk to is asked for, and connected to, before the sidecar says that it
-//! is ready. The application's first request then waits for neither discovery nor a handshake.
+//! is ready. The application's first request then waits for neither discovery nor a handshake, nor for the series that it
+//! is counted in to be made.
 //!
 //! Which names those are is the control plane's to say (`DiscoveryResponse.expected`), and only a hint: nothing here can
 //! fail, everything is bounded by number and by [`LIMIT`]. What nobody uses is let go as anything else that nobody uses.
@@ -7,14 +8,15 @@
 use std::{rc::Rc, sync::Arc, time::Duration};
 
 use heddle_api::carrier::Form;
+use http::Version;
 use tokio::{
     task::JoinSet,
     time::{sleep, timeout},
 };
 
 use crate::{
-    config::{AppProtocol, Backend, Destination, Endpoint, EndpointSet},
-    outbound::peer,
+    config::{AppProtocol, Backend, Destination, Endpoint, EndpointSet, Route},
+    outbound::{SeriesKey, peer},
     reason::Reason,
     store::Lookup,
     worker::Worker,
@@ -26,6 +28,8 @@ pub const LIMIT: Duration = Duration::from_millis(500);
 const ENDPOINTS: usize = 4;
 /// Connections of a worker.
 const CONNECTIONS: usize = 64;
+/// Series made of one endpoint's requests: one for each route that leads to it.
+const SERIES: usize = 4;
 /// A peer that starts at the same time may not listen yet.
 const AGAIN: Duration = Duration::from_millis(20);
 
@@ -45,6 +49,9 @@ pub async fn warm(worker: &Rc<Worker>) {
             let Lookup::Mesh(destination) = slot.load() else { continue };
             for (backend, endpoint) in targets(&destination, room) {
                 room -= 1;
+                for key in series(&destination, &backend, &endpoint).take(SERIES) {
+                    worker.series.get(&worker.metrics, &key);
+                }
                 dials.spawn_local(connect(Rc::clone(worker), backend, endpoint));
             }
         }
@@ -83,6 +90,29 @@ fn targets(destination: &Destination, room: usize) -> Vec<(Arc<Backend>, Arc<End
     }
     targets.truncate(room);
     targets
+}
+
+/// What requests that go to an endpoint are counted in, if they are of the version that is likely.
+fn series<'a>(
+    destination: &'a Destination,
+    backend: &'a Arc<Backend>,
+    endpoint: &'a Endpoint,
+) -> impl Iterator<Item = SeriesKey> + 'a {
+    let leads_here = |route: &&Route| {
+        let rule = destination.rules.get(route.rule);
+        let mut backends =
+            rule.into_iter().flat_map(|rule| &rule.split.entries).filter_map(|e| e.backend.as_ref());
+        backends.any(|other| Arc::ptr_eq(other, backend))
+    };
+    let routes = destination.routes.iter().filter(leads_here).map(|route| Some(Arc::clone(&route.name)));
+    let none = destination.routes.is_empty().then_some(None);
+    routes.chain(none).filter(|_| backend.protocol != AppProtocol::Opaque).map(|route| SeriesKey {
+        service: Arc::clone(&destination.service),
+        backend: Arc::clone(&backend.key),
+        route,
+        version: if backend.protocol == AppProtocol::Http2 { Version::HTTP_2 } else { Version::HTTP_11 },
+        mtls: endpoint.identity.is_some(),
+    })
 }
 
 /// Connects to an endpoint's sidecar. An endpoint without one has no handshake to save.
@@ -161,6 +191,26 @@ mod tests {
         let warmed: Vec<_> =
             targets(&destination, CONNECTIONS).iter().map(|(_, e)| e.address.to_string()).collect();
         assert_eq!(warmed, ["10.0.0.2:80", "10.0.0.3:80"]);
+    }
+
+    /// Told by the addresses of the names, as [`SeriesKey`]s are.
+    #[test]
+    fn a_series_is_made_for_each_route_to_the_endpoint() {
+        let destination = destination(1);
+        let [(a, endpoint), (b, _)] = &targets(&destination, CONNECTIONS)[..] else { panic!("two backends") };
+        for backend in [a, b] {
+            let [key] = &series(&destination, backend, endpoint).collect::<Vec<_>>()[..] else {
+                panic!("one")
+            };
+            assert!(
+                Arc::ptr_eq(&key.service, &destination.service) && Arc::ptr_eq(&key.backend, &backend.key)
+            );
+            assert!(Arc::ptr_eq(key.route.as_ref().unwrap(), &destination.routes[0].name));
+            assert_eq!((key.version, key.mtls), (Version::HTTP_11, false));
+        }
+        let without = Destination { routes: Vec::new(), ..destination };
+        let keys: Vec<_> = series(&without, a, endpoint).collect();
+        assert_eq!((keys.len(), keys[0].route.is_none()), (1, true));
     }
 
     #[test]

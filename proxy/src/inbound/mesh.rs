@@ -69,6 +69,11 @@ pub async fn serve(worker: Rc<Worker>, io: TcpStream, open: OpenConnection) {
         application: door.own_application(local.ip(), incoming.name.port),
         door,
     });
+    if incoming.name.form != Form::Tcp {
+        // Made with the connection, so that its first request does not wait for it.
+        let port = connection.application.as_ref().ok().map(SocketAddr::port);
+        connection.door.series(port, connection.version());
+    }
     let handler = move |request, respond| Rc::clone(&connection).stream(request, respond);
     if let Err(error) = incoming.serve(handler, terminating, leaving).await {
         tracing::debug!(%client, %error, "mesh connection ended");
@@ -263,8 +268,11 @@ impl Connection {
     }
 
     fn record(&self, parts: &request::Parts) -> Record {
-        let version = if self.name.form == Form::Http2 { Version::HTTP_2 } else { Version::HTTP_11 };
-        Record::begin(&self.door, parts, version, self.application.as_ref().ok().copied())
+        Record::begin(&self.door, parts, self.version(), self.application.as_ref().ok().copied())
+    }
+
+    fn version(&self) -> Version {
+        if self.name.form == Form::Http2 { Version::HTTP_2 } else { Version::HTTP_11 }
     }
 
     fn misfit(&self, what: &str) -> Refused {

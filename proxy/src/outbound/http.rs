@@ -86,10 +86,7 @@ where
     let (drain, parking) = (worker.drain.clone(), Rc::clone(&worker.parking));
     let metrics = Arc::clone(&worker.metrics);
     let connection = Connection::new(worker, target, opened);
-    let answer = move |request| {
-        let connection = Rc::clone(&connection);
-        async move { answer(&connection, request).await }
-    };
+    let answer = move |request| answer(Rc::clone(&connection), request);
     if let Err(error) = parking::serve_http1(&parking, io, None, drain, answer).await {
         plain::count_unreadable(&metrics, Direction::Outbound, &error);
         tracing::debug!(%error, "an application's HTTP/1 connection ended");
@@ -109,7 +106,7 @@ where
     let of_requests = Rc::clone(&connection);
     let service = service_fn(move |request| {
         let connection = Rc::clone(&of_requests);
-        async move { Ok::<_, Infallible>(answer(&connection, request).await) }
+        async move { Ok::<_, Infallible>(answer(connection, request).await) }
     });
     let serving = settings::http2_server().enable_connect_protocol().serve_connection(io, service);
     let enough = connection.stalled.notified();
@@ -122,25 +119,30 @@ where
 }
 
 /// One request and what becomes of it.
-async fn answer(connection: &Rc<Connection>, request: Request<Incoming>) -> Response<ResponseBody> {
-    let worker = &connection.worker;
+fn answer(
+    connection: Rc<Connection>,
+    request: Request<Incoming>,
+) -> impl Future<Output = Response<ResponseBody>> {
+    // Looked at out here: a future that looks at what it passes on keeps room for it twice.
     let started = Instant::now();
     let version = request.version();
     let form = Form::of(request.method(), request.headers());
-    let mut response = match serve(connection, request, started).await {
-        Ok(response) => response,
-        Err(refused) => {
-            worker.metrics.refused(Direction::Outbound, refused.reason);
-            tracing::debug!(reason = %refused.reason, sentence = %refused.sentence, "refused");
-            refuse(refused.reason, &refused.sentence, form)
+    async move {
+        let mut response = match serve(&connection, request, started).await {
+            Ok(response) => response,
+            Err(refused) => {
+                connection.worker.metrics.refused(Direction::Outbound, refused.reason);
+                tracing::debug!(reason = %refused.reason, sentence = %refused.sentence, "refused");
+                refuse(refused.reason, &refused.sentence, form)
+            }
+        };
+        if version != Version::HTTP_2 {
+            let (mut parts, body) = response.into_parts();
+            edge::answer_to_http1(&mut parts);
+            response = Response::from_parts(parts, body);
         }
-    };
-    if version != Version::HTTP_2 {
-        let (mut parts, body) = response.into_parts();
-        edge::answer_to_http1(&mut parts);
-        response = Response::from_parts(parts, body);
+        response
     }
-    response
 }
 
 /// Why a request got no answer from anybody but the sidecar.

@@ -22,7 +22,7 @@ mod websocket;
 
 pub use mirror::InFlight as Mirrors;
 pub use send::peer;
-pub use series::SeriesCache;
+pub use series::{SeriesCache, SeriesKey};
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 

@@ -19,28 +19,31 @@ use crate::{
 ///
 /// # Errors
 /// Says whether the application may have received it.
-pub async fn send(
+pub fn send(
     worker: &Rc<Worker>,
     backend: &Backend,
     endpoint: &Endpoint,
     parts: request::Parts,
     body: RequestBody,
     client: Version,
-) -> Result<(Response<ResponseBody>, Duration), SendError> {
+) -> impl Future<Output = Result<(Response<ResponseBody>, Duration), SendError>> {
     let http2 = speaks_http2(backend.protocol, client, edge::is_grpc(&parts.headers));
     let connect = backend.policy.connect_timeout;
+    // Put together out here: the future would keep room for the parts and for the whole.
     let request = http::Request::from_parts(parts, body);
-    match peer(worker, endpoint, if http2 { Form::Http2 } else { Form::Http1 })? {
-        Some(peer) => {
-            let response = worker.carrier.send(&peer, request, connect).await?;
-            let latency = response.body().latency();
-            Ok((response.map(ResponseBody::carrier), latency))
-        }
-        None => {
-            let version = if http2 { PlainVersion::Http2 } else { PlainVersion::Http1 };
-            let started = Instant::now();
-            let response = worker.plain.send(endpoint.address, version, request, connect).await?;
-            Ok((response.map(ResponseBody::plain), started.elapsed()))
+    async move {
+        match peer(worker, endpoint, if http2 { Form::Http2 } else { Form::Http1 })? {
+            Some(peer) => {
+                let response = worker.carrier.send(&peer, request, connect).await?;
+                let latency = response.body().latency();
+                Ok((response.map(ResponseBody::carrier), latency))
+            }
+            None => {
+                let version = if http2 { PlainVersion::Http2 } else { PlainVersion::Http1 };
+                let started = Instant::now();
+                let response = worker.plain.send(endpoint.address, version, request, connect).await?;
+                Ok((response.map(ResponseBody::plain), started.elapsed()))
+            }
         }
     }
 }

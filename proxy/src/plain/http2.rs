@@ -86,38 +86,11 @@ impl Http2Pool {
     /// When none can be opened within `limit`; nothing was sent.
     pub(super) async fn take(&self, address: SocketAddr, limit: Duration) -> Result<Stream, SendError> {
         let entry = Rc::clone(self.addresses.borrow_mut().entry(address).or_default());
-        if let Some(stream) = entry.free() {
-            return Ok(stream);
+        match entry.free() {
+            Some(stream) => Ok(stream),
+            // On the heap: seldom, and three kilobytes that every request's task would hold, HTTP/1's too.
+            None => Box::pin(entry.open(address, limit)).await,
         }
-        let deadline = Instant::now() + limit;
-        let Ok(_opening) = timeout_at(deadline, entry.opening.lock()).await else {
-            return Err(late(address, limit));
-        };
-        if let Some(stream) = entry.free() {
-            return Ok(stream);
-        }
-        let io = dial::for_requests(address, deadline.saturating_duration_since(Instant::now())).await?;
-        let (io, turns) = Batched::new(io, Habits::default());
-        let io = TokioIo::new(Metered::new(io, Side::Client));
-        // hyper polls the connection in a task that it spawns.
-        let handshake = settings::http2_client(TurnsExecutor(turns)).handshake(io);
-        let (sender, connection) = match timeout_at(deadline, handshake).await {
-            Ok(Ok(pair)) => pair,
-            Ok(Err(error)) => {
-                let error = failure::of_exchange(address, &error);
-                return Err(SendError { reason: Reason::ConnectFailed, sent: Sent::No, ..error });
-            }
-            Err(_) => return Err(late(address, limit)),
-        };
-        let load = Rc::new(Load {
-            streams: Cell::new(0),
-            most: Cell::new(MAX_STREAMS),
-            idle_since: Cell::new(Instant::now()),
-        });
-        tokio::task::spawn_local(drive(address, connection, Rc::clone(&load)));
-        let stream = (sender.clone(), StreamCount::new(Rc::clone(&load)));
-        entry.connections.borrow_mut().push(Shared { sender, load, expires: Instant::now() + lifetime() });
-        Ok(stream)
     }
 
     /// Closes what was idle for too long, is too old or was closed by the server. True: some are left.
@@ -157,6 +130,39 @@ impl Address {
             least.filter(|_| full)
         })?;
         Some((shared.sender.clone(), StreamCount::new(Rc::clone(&shared.load))))
+    }
+
+    /// A place on a connection that this or a request before it opened.
+    async fn open(&self, address: SocketAddr, limit: Duration) -> Result<Stream, SendError> {
+        let deadline = Instant::now() + limit;
+        let Ok(_opening) = timeout_at(deadline, self.opening.lock()).await else {
+            return Err(late(address, limit));
+        };
+        if let Some(stream) = self.free() {
+            return Ok(stream);
+        }
+        let io = dial::for_requests(address, deadline.saturating_duration_since(Instant::now())).await?;
+        let (io, turns) = Batched::new(io, Habits::default());
+        let io = TokioIo::new(Metered::new(io, Side::Client));
+        // hyper polls the connection in a task that it spawns.
+        let handshake = settings::http2_client(TurnsExecutor(turns)).handshake(io);
+        let (sender, connection) = match timeout_at(deadline, handshake).await {
+            Ok(Ok(pair)) => pair,
+            Ok(Err(error)) => {
+                let error = failure::of_exchange(address, &error);
+                return Err(SendError { reason: Reason::ConnectFailed, sent: Sent::No, ..error });
+            }
+            Err(_) => return Err(late(address, limit)),
+        };
+        let load = Rc::new(Load {
+            streams: Cell::new(0),
+            most: Cell::new(MAX_STREAMS),
+            idle_since: Cell::new(Instant::now()),
+        });
+        tokio::task::spawn_local(drive(address, connection, Rc::clone(&load)));
+        let stream = (sender.clone(), StreamCount::new(Rc::clone(&load)));
+        self.connections.borrow_mut().push(Shared { sender, load, expires: Instant::now() + lifetime() });
+        Ok(stream)
     }
 }
 

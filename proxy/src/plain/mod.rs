@@ -97,26 +97,29 @@ impl PlainPool {
     /// # Errors
     /// When there is no connection, or no answer that may be passed on; [`SendError::sent`] says whether the
     /// application may have seen the request.
-    pub async fn send<B>(
+    pub fn send<B>(
         self: &Rc<Self>,
         address: SocketAddr,
         version: PlainVersion,
         request: Request<B>,
         connect_timeout: Duration,
-    ) -> Result<Response<PlainBody>, SendError>
+    ) -> impl Future<Output = Result<Response<PlainBody>, SendError>>
     where
         B: Body<Data = Bytes> + 'static,
         B::Error: Into<BoxError>,
     {
-        self.keep_pruned();
-        // Until the answer holds on to it: see `http1_in_use`.
-        let _counted = Rc::clone(&self.http1);
+        // Taken apart out here: the future would keep room for the whole and for its parts.
         let (parts, body) = request.into_parts();
         let body = SendBody::new(body);
-        if version == PlainVersion::Http2 || edge::is_grpc(&parts.headers) {
-            self.send_http2(address, parts, body, connect_timeout).await
-        } else {
-            self.send_http1(address, parts, body, connect_timeout).await
+        async move {
+            self.keep_pruned();
+            // Until the answer holds on to it: see `http1_in_use`.
+            let _counted = Rc::clone(&self.http1);
+            if version == PlainVersion::Http2 || edge::is_grpc(&parts.headers) {
+                self.send_http2(address, parts, body, connect_timeout).await
+            } else {
+                self.send_http1(address, parts, body, connect_timeout).await
+            }
         }
     }
 

@@ -10,7 +10,7 @@ use std::{
     convert::Infallible,
     future::poll_fn,
     io,
-    mem::MaybeUninit,
+    mem::{self, MaybeUninit},
     pin::Pin,
     rc::{Rc, Weak},
     sync::Arc,
@@ -22,6 +22,7 @@ use bytes::Bytes;
 use http::{Method, Request, Response, header};
 use http_body::Body;
 use hyper::{body::Incoming, server::conn::http1::UpgradeableConnection, service::service_fn};
+use pin_project_lite::pin_project;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::sleep,
@@ -179,6 +180,29 @@ where
     }
 }
 
+pin_project! {
+    /// An answer on its way. No `async` block around it: that would hold the answer's future twice over.
+    struct Answering<R> {
+        #[pin]
+        answer: R,
+        // Once, before all else.
+        yields: bool,
+    }
+}
+
+impl<R: Future> Future for Answering<R> {
+    type Output = Result<R::Output, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        if mem::take(this.yields) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        this.answer.poll(cx).map(Ok)
+    }
+}
+
 /// Has hyper serve a connection until it ends or is quiet.
 async fn serve<T, F, R, B>(lot: &Rc<Lot>, io: Rewind<T>, answer: &Rc<F>) -> Left<T>
 where
@@ -199,14 +223,8 @@ where
                 spot.upgrade.set(true);
             }
             spot.content.set(!request.body().is_end_stream());
-            let answer = Rc::clone(&answer);
-            async move {
-                if upgrade {
-                    // Until the connection has become one that can be upgraded.
-                    tokio::task::yield_now().await;
-                }
-                Ok::<_, Infallible>(answer(request).await)
-            }
+            // Until the connection has become one that can be upgraded.
+            Answering { answer: answer(request), yields: upgrade }
         }
     });
     // On the heap, so that a parked connection does not keep the room for it.
