@@ -36,7 +36,7 @@ use crate::{
     metrics::Metrics,
     plain::settings::LocalExecutor,
     store::Store,
-    threads::{Open, start},
+    threads::{Open, serve},
     worker::{Drain, DrainTrigger, Settings, Shared, Worker},
 };
 
@@ -108,7 +108,7 @@ impl Stage {
         let inbound = Rc::clone(&worker);
         players.spawn_local(async move {
             let Ok((io, peer)) = mesh.accept().await else { return };
-            start(&inbound, Accepted { port: Port::Mesh, io, peer, open: Open::default().opened() });
+            serve(inbound, Accepted { port: Port::Mesh, io, peer, open: Open::default().opened() }).await;
         });
         Ok(Self { outbound, worker, drain: trigger, players })
     }
@@ -120,7 +120,8 @@ impl Stage {
         let (accepted, peer) = self.outbound.accept().await?;
         ensure!(io.local_addr()? == peer, "somebody else connected: {peer}");
         let open = Open::default().opened();
-        start(&self.worker, Accepted { port: Port::Outbound, io: accepted, peer, open });
+        let accepted = Accepted { port: Port::Outbound, io: accepted, peer, open };
+        self.players.spawn_local(serve(Rc::clone(&self.worker), accepted));
         let io = TokioIo::new(io);
         if protocol == AppProtocol::Http2 {
             let (mut sender, connection) =

@@ -195,12 +195,13 @@ async fn work(index: usize, shared: Shared, role: Role, warmed: Arc<watch::Sende
 }
 
 /// Serves a connection on this worker, in a task of its own.
-pub fn start(worker: &Rc<Worker>, accepted: Accepted) {
+fn start(worker: &Rc<Worker>, accepted: Accepted) {
     let worker = Rc::clone(worker);
     tokio::task::spawn_local(serve(worker, accepted));
 }
 
-async fn serve(worker: Rc<Worker>, accepted: Accepted) {
+/// Serves a connection to its end.
+pub async fn serve(worker: Rc<Worker>, accepted: Accepted) {
     let Accepted { port, io, peer, open } = accepted;
     // Each on the heap, so that an idle connection takes the room of what it is, and not of the largest.
     match port {

@@ -98,15 +98,15 @@ fn series<'a>(
     backend: &'a Arc<Backend>,
     endpoint: &'a Endpoint,
 ) -> impl Iterator<Item = SeriesKey> + 'a {
-    let leads_here = |route: &&Route| {
-        let rule = destination.rules.get(route.rule);
-        let mut backends =
-            rule.into_iter().flat_map(|rule| &rule.split.entries).filter_map(|e| e.backend.as_ref());
-        backends.any(|other| Arc::ptr_eq(other, backend))
+    let is_this = |other: &Arc<Backend>| Arc::ptr_eq(other, backend);
+    let leads_here = move |route: &&Route| {
+        let entries = destination.rules.get(route.rule).into_iter().flat_map(|rule| &rule.split.entries);
+        entries.filter(|entry| entry.weight > 0).filter_map(|entry| entry.backend.as_ref()).any(is_this)
     };
     let routes = destination.routes.iter().filter(leads_here).map(|route| Some(Arc::clone(&route.name)));
-    let none = destination.routes.is_empty().then_some(None);
-    routes.chain(none).filter(|_| backend.protocol != AppProtocol::Opaque).map(|route| SeriesKey {
+    let without = destination.routes.is_empty() && destination.default.as_ref().is_some_and(is_this);
+    let opaque = [destination.protocol, backend.protocol].contains(&AppProtocol::Opaque);
+    routes.chain(without.then_some(None)).filter(move |_| !opaque).map(|route| SeriesKey {
         service: Arc::clone(&destination.service),
         backend: Arc::clone(&backend.key),
         route,
@@ -208,9 +208,14 @@ mod tests {
             assert!(Arc::ptr_eq(key.route.as_ref().unwrap(), &destination.routes[0].name));
             assert_eq!((key.version, key.mtls), (Version::HTTP_11, false));
         }
-        let without = Destination { routes: Vec::new(), ..destination };
+        let weightless = destination.rules[0].split.entries[2].backend.clone().unwrap();
+        assert_eq!(series(&destination, &weightless, endpoint).count(), 0);
+        let without = Destination { routes: Vec::new(), default: Some(Arc::clone(a)), ..destination };
         let keys: Vec<_> = series(&without, a, endpoint).collect();
         assert_eq!((keys.len(), keys[0].route.is_none()), (1, true));
+        assert_eq!(series(&without, b, endpoint).count(), 0);
+        let opaque = Destination { protocol: AppProtocol::Opaque, ..without };
+        assert_eq!(series(&opaque, a, endpoint).count(), 0);
     }
 
     #[test]

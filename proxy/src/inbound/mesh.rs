@@ -69,10 +69,9 @@ pub async fn serve(worker: Rc<Worker>, io: TcpStream, open: OpenConnection) {
         application: door.own_application(local.ip(), incoming.name.port),
         door,
     });
-    if incoming.name.form != Form::Tcp {
+    if let (Ok(application), Form::Http1 | Form::Http2) = (&connection.application, incoming.name.form) {
         // Made with the connection, so that its first request does not wait for it.
-        let port = connection.application.as_ref().ok().map(SocketAddr::port);
-        connection.door.series(port, connection.version());
+        connection.door.series(Some(application.port()), connection.version());
     }
     let handler = move |request, respond| Rc::clone(&connection).stream(request, respond);
     if let Err(error) = incoming.serve(handler, terminating, leaving).await {

@@ -272,3 +272,19 @@ pub async fn lookup(worker: &Worker, name: &str) -> Result<Arc<Slot>, Refused> {
 fn no_destination(uri: &http::Uri) -> Refused {
     Refused::new(Reason::NoDestination, format!("the request for {uri} names no host, and was not captured"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes of the future that a function of two arguments returns.
+    fn future<A, B, R>(_: impl Fn(A, B) -> R) -> usize {
+        size_of::<R>()
+    }
+
+    /// hyper keeps room for it on every HTTP/1 connection that is not parked.
+    #[test]
+    fn a_request_takes_less_than_eight_kib() {
+        assert!(future(answer) <= 8 * 1024, "{}", future(answer));
+    }
+}

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::peers::Peer;
-use crate::bench::stats::median;
+use crate::bench::stats::{median, median_interval};
 
 /// What is measured of a pair under a workload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
@@ -41,7 +41,7 @@ pub enum Figure {
     First,
     /// The median of the next, at the pace of the first, in milliseconds.
     Next,
-    /// The first by the median of the next.
+    /// The first by the median of the next, of every start.
     FirstOverNext,
     /// The program's size without symbols, in MiB.
     Binary,
@@ -102,18 +102,24 @@ impl Figure {
 
 /// The figures of one measurement.
 #[derive(Clone, Debug, Default, serde::Serialize)]
-pub struct Sample(BTreeMap<Figure, f64>);
+pub struct Sample {
+    #[serde(flatten)]
+    figures: BTreeMap<Figure, f64>,
+    /// [`Figure::FirstOverNext`] of each start.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub starts: Vec<f64>,
+}
 
 impl Sample {
     /// Sets one.
     pub fn set(&mut self, figure: Figure, value: f64) {
-        self.0.insert(figure, value);
+        self.figures.insert(figure, value);
     }
 
     /// One, if it was measured.
     #[must_use]
     pub fn get(&self, figure: Figure) -> Option<f64> {
-        self.0.get(&figure).copied()
+        self.figures.get(&figure).copied()
     }
 
     /// Adds what the latencies are over those of the same round without proxies.
@@ -141,10 +147,27 @@ pub struct Rounds {
 }
 
 impl Rounds {
-    /// A peer's median over the rounds.
+    /// A peer's median over the rounds, or over all starts.
     #[must_use]
     pub fn median(&self, peer: Peer, figure: Figure) -> Option<f64> {
+        if figure == Figure::FirstOverNext {
+            return median(self.starts(peer));
+        }
         median(self.rounds.iter().filter_map(|round| round.get(&peer)?.get(figure)))
+    }
+
+    /// Between what the median of [`Figure::FirstOverNext`] lies, with 95 % confidence.
+    #[must_use]
+    pub fn first_over_next(&self, peer: Peer) -> Option<(f64, f64)> {
+        median_interval(self.starts(peer))
+    }
+
+    fn starts(&self, peer: Peer) -> impl Iterator<Item = f64> {
+        self.rounds
+            .iter()
+            .filter_map(move |round| round.get(&peer))
+            .flat_map(|sample| &sample.starts)
+            .copied()
     }
 
     /// The median of one peer's ratios to another within each round.

@@ -58,13 +58,24 @@ fn cells(report: &Report, workload: &str, rounds: &Rounds, figure: Figure) -> Op
         return None;
     }
     let mut cells: Vec<_> = values.iter().map(|value| value.map_or("–".to_owned(), number)).collect();
+    if figure == Figure::FirstOverNext {
+        for (cell, &peer) in cells.iter_mut().zip(&report.peers) {
+            if let Some((least, most)) = rounds.first_over_next(peer) {
+                *cell += &format!(" ({}–{})", number(least), number(most));
+            }
+        }
+    }
     for to in [Peer::Envoy, Peer::Floor] {
         let ratio = rounds.ratio(Peer::Heddle, to, figure);
         cells.push(ratio.map_or(String::new(), |ratio| format!("{ratio:.2}")));
     }
     let bounds = target::of(workload, figure);
-    let judged =
-        |bound| target::judge(bound, rounds, figure).map_or("not measured", |(_, verdict)| verdict.word());
+    let unknown = if rounds.median(Peer::Heddle, figure).is_some() && figure == Figure::FirstOverNext {
+        "too few starts"
+    } else {
+        "not measured"
+    };
+    let judged = |bound| target::judge(bound, rounds, figure).map_or(unknown, |(_, verdict)| verdict.word());
     cells.push(bounds.iter().map(target::Bound::words).collect::<Vec<_>>().join("; "));
     cells.push(bounds.iter().map(judged).collect::<Vec<_>>().join("; "));
     Some(cells)

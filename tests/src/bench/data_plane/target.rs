@@ -5,6 +5,9 @@ use super::{
     peers::Peer,
 };
 
+/// The widest interval that says that the first request is no slower than the next.
+const TELLS: f64 = 0.05;
+
 /// The workloads with bounds.
 pub const WORKLOADS: [&str; 15] = [
     "http1-1k",
@@ -120,9 +123,12 @@ pub fn of(workload: &str, figure: Figure) -> Vec<Bound> {
     }
 }
 
-/// How Heddle stands to a bound; `None` where either was not measured.
+/// How Heddle stands to a bound; `None` where either was not measured, or not often enough.
 #[must_use]
 pub fn judge(bound: &Bound, rounds: &Rounds, figure: Figure) -> Option<(f64, Verdict)> {
+    if figure == Figure::FirstOverNext {
+        return no_slower(bound, rounds);
+    }
     let ratio = match bound.to {
         Some(to) => rounds.ratio(Peer::Heddle, to, figure)?,
         None => rounds.median(Peer::Heddle, figure)?,
@@ -130,9 +136,41 @@ pub fn judge(bound: &Bound, rounds: &Rounds, figure: Figure) -> Option<(f64, Ver
     Some((ratio, bound.judge(ratio)))
 }
 
+/// That two things take the same time can be refuted and not shown. It holds where the starts do not refute it, and were so
+/// many that a difference of more than [`TELLS`] is out of the question.
+fn no_slower(bound: &Bound, rounds: &Rounds) -> Option<(f64, Verdict)> {
+    let (least, most) = rounds.first_over_next(Peer::Heddle)?;
+    let ratio = rounds.median(Peer::Heddle, Figure::FirstOverNext)?;
+    if bound.judge(least) == Verdict::Short {
+        return Some((ratio, Verdict::Short));
+    }
+    let verdict = if bound.judge(ratio) == Verdict::Reached { Verdict::Reached } else { Verdict::Held };
+    (most - least <= TELLS).then_some((ratio, verdict))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::data_plane::figure::Sample;
+
+    /// A run with so many starts, whose ratios lie evenly in `middle` ± 0.2.
+    fn verdict(starts: u32, middle: f64) -> Option<Verdict> {
+        let ratio = |n| middle - 0.2 + 0.4 * (f64::from(n) + 0.5) / f64::from(starts);
+        let mut sample = Sample::default();
+        sample.starts.extend((0..starts).map(ratio));
+        let rounds = Rounds { rounds: vec![[(Peer::Heddle, sample)].into()], ..Rounds::default() };
+        let bound = of("start", Figure::FirstOverNext)[0];
+        judge(&bound, &rounds, Figure::FirstOverNext).map(|(_, verdict)| verdict)
+    }
+
+    #[test]
+    fn the_first_request_is_slower_when_enough_starts_say_so() {
+        assert_eq!(verdict(400, 0.99), Some(Verdict::Reached));
+        assert_eq!(verdict(400, 1.02), Some(Verdict::Held));
+        assert_eq!(verdict(400, 1.05), Some(Verdict::Short));
+        assert_eq!(verdict(20, 1.05), None);
+        assert_eq!(verdict(20, 1.25), Some(Verdict::Short));
+    }
 
     #[test]
     fn a_ratio_is_never_rounded_into_its_bound() {

@@ -244,6 +244,7 @@ impl Work {
             set(Figure::First, &|start| ms(start.first));
             set(Figure::Next, &|start| ms(start.next));
             set(Figure::FirstOverNext, &|start| over(start.first, start.next));
+            sample.starts = starts.iter().map(|start| over(start.first, start.next)).collect();
             if let Some(bytes) = stripped(peer, field.world.directory())? {
                 sample.set(Figure::Binary, bytes as f64 / MIB);
             }
