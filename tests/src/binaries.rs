@@ -1,4 +1,4 @@
-//! Finds the mesh's two programs, building them first when needed.
+//! Finds the mesh's programs, building them first when needed.
 //!
 //! `cargo test` builds the binaries of the package under test alone, so a test of this crate would run against
 //! stale ones or none. The first world of a test run therefore calls `cargo build` for them, with the profile and
@@ -9,8 +9,11 @@ use std::{
     fs::File,
     io::{Read, Seek, Write},
     path::{Path, PathBuf},
-    process::Command,
-    sync::OnceLock,
+    process::{Command, Stdio},
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use anyhow::{Context, ensure};
@@ -19,12 +22,33 @@ use anyhow::{Context, ensure};
 pub const CONTROL_PLANE: &str = "heddle-control-plane";
 /// The sidecar's program.
 pub const PROXY: &str = "heddle-proxy";
+/// The program for people.
+pub const HEDDLE: &str = "heddle";
 
 static DIRECTORY: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+static SHIP_SIDECAR: AtomicBool = AtomicBool::new(false);
+static SHIPPED_SIDECAR: OnceLock<Result<PathBuf, String>> = OnceLock::new();
 
 /// Takes the mesh's programs from `directory`, as `HEDDLE_BIN_DIR` does. It comes too late after the first [`path`].
 pub fn take_from(directory: &Path) {
     let _ = DIRECTORY.set(Ok(directory.to_owned()));
+}
+
+/// From now on [`path`] gives the sidecar as it is shipped, which `proxy/release/build` makes, and not cargo's plain one.
+pub fn ship_sidecar() {
+    SHIP_SIDECAR.store(true, Ordering::Relaxed);
+}
+
+fn shipped_sidecar() -> anyhow::Result<PathBuf> {
+    let directory = own_directory()?;
+    let target = directory.parent().context("a profile directory lies in a target directory")?;
+    let mut build = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("../proxy/release/build"));
+    build.arg(target).stderr(Stdio::inherit());
+    forget_this_package(&mut build);
+    let output = build.output().context("cannot run proxy/release/build")?;
+    ensure!(output.status.success(), "proxy/release/build failed: {}", output.status);
+    let path = String::from_utf8(output.stdout).context("proxy/release/build prints a path")?;
+    Ok(path.trim_end().into())
 }
 
 /// The path of a program of this package, which cargo puts beside the running one.
@@ -50,19 +74,16 @@ fn own_directory() -> anyhow::Result<PathBuf> {
     }
     Ok(directory)
 }
-/// The program for people.
-pub const HEDDLE: &str = "heddle";
 
 /// The path of one of the mesh's programs, up to date.
 ///
 /// # Errors
 /// When the build fails or the program is not where it should be.
 pub fn path(name: &str) -> anyhow::Result<PathBuf> {
-    let directory = DIRECTORY
-        .get_or_init(|| directory().map_err(|e| format!("{e:#}")))
-        .as_ref()
-        .map_err(|e| anyhow::anyhow!("{e}"))?;
-    let path = directory.join(name);
+    if name == PROXY && SHIP_SIDECAR.load(Ordering::Relaxed) {
+        return once(&SHIPPED_SIDECAR, shipped_sidecar).cloned();
+    }
+    let path = once(&DIRECTORY, directory)?.join(name);
     ensure!(path.is_file(), "no program {}; HEDDLE_BIN_DIR names a directory that has it", path.display());
     Ok(path)
 }
@@ -74,6 +95,15 @@ fn directory() -> anyhow::Result<PathBuf> {
     let directory = own_directory()?;
     build(&directory)?;
     Ok(directory)
+}
+
+/// What `make` gave the first time.
+fn once(
+    kept: &'static OnceLock<Result<PathBuf, String>>,
+    make: fn() -> anyhow::Result<PathBuf>,
+) -> anyhow::Result<&'static PathBuf> {
+    let made = kept.get_or_init(|| make().map_err(|e| format!("{e:#}")));
+    made.as_ref().map_err(|e| anyhow::anyhow!("{e}"))
 }
 
 /// Runs `cargo build` once per test run. Each test of nextest is a process of its own, and they tell each other
@@ -108,10 +138,7 @@ fn build(directory: &Path) -> anyhow::Result<()> {
         Some(profile) => drop(cargo.args(["--profile", profile])),
     }
     cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
-    // What cargo told this package must not become what it tells those.
-    for (key, _) in std::env::vars_os().filter(|(key, _)| key.to_string_lossy().starts_with("CARGO_PKG_")) {
-        cargo.env_remove(key);
-    }
+    forget_this_package(&mut cargo);
     let status = cargo.status().context("cannot run cargo to build the mesh's programs")?;
     ensure!(status.success(), "cargo build of {CONTROL_PLANE} and {PROXY} failed: {status}");
 
@@ -119,4 +146,11 @@ fn build(directory: &Path) -> anyhow::Result<()> {
     lock.rewind()?;
     lock.write_all(run.as_bytes())?;
     Ok(())
+}
+
+/// What cargo told this package must not become what it tells those that `command` builds.
+fn forget_this_package(command: &mut Command) {
+    for (key, _) in std::env::vars_os().filter(|(key, _)| key.to_string_lossy().starts_with("CARGO_PKG_")) {
+        command.env_remove(key);
+    }
 }

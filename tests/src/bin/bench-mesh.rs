@@ -50,7 +50,7 @@ struct Cli {
     #[arg(long, global = true)]
     markdown: bool,
 
-    /// Finished release programs; without it they are built.
+    /// Finished release programs; without it they are built, the sidecar as it is shipped.
     #[arg(long, global = true, value_name = "DIR", env = "HEDDLE_BIN_DIR")]
     bin_dir: Option<PathBuf>,
 
@@ -98,8 +98,11 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> anyhow::Result<()> {
-    if let Some(directory) = &cli.bin_dir {
-        binaries::take_from(directory);
+    match &cli.bin_dir {
+        Some(directory) => binaries::take_from(directory),
+        // A debug build of this is a test of the harness, for which a debug build of the sidecar will do.
+        None if cfg!(debug_assertions) => {}
+        None => binaries::ship_sidecar(),
     }
     match cli.part.unwrap_or(Part::All) {
         Part::All => {

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! No discovery, routes, balancing, retries, metrics or limits: it is no proxy to use. `CERTS` is a directory with
-//! `ca.pem`, `cert.pem` and `key.pem`; the server's name is `bench`.
+//! `ca.pem`, `cert.pem` and `key.pem`; the server's name is `bench`. It is what cargo builds, without the profile that the sidecar is
+//! shipped with (`proxy/release`).
 
 use std::{
     env,

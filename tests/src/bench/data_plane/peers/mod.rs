@@ -34,6 +34,8 @@ const NEXT: usize = 5;
 const DIRECT: usize = 9;
 /// Before each request.
 const PACE: Duration = Duration::from_millis(20);
+/// How long a pair may take to end by itself.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// What stands between client and application.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, serde::Serialize)]
@@ -122,6 +124,21 @@ pub struct Pair {
     pub to_first_200: Duration,
     outbound: IpAddr,
     processes: Vec<Process>,
+}
+
+impl Drop for Pair {
+    /// Lets both end by themselves, and what has not after a while is killed with its [`Process`]. A sidecar that counts what it
+    /// runs (`proxy/release/train`) writes its counts at that end.
+    fn drop(&mut self) {
+        for process in &self.processes {
+            // It may have ended already.
+            let _ = process.terminate();
+        }
+        let began = Instant::now();
+        while began.elapsed() < FAREWELL && self.processes.iter_mut().any(Process::is_running) {
+            probe::pause();
+        }
+    }
 }
 
 /// The first request and what it is compared with, each on a connection of its own.
