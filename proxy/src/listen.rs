@@ -2,8 +2,9 @@
 //! hands each connection to the worker with the fewest.
 
 use std::{
-    io,
+    fmt, io,
     net::{SocketAddr, TcpListener},
+    rc::Rc,
     sync::Arc,
     time::Duration,
 };
@@ -38,8 +39,10 @@ pub enum Port {
 /// A socket that listens already.
 #[derive(Debug)]
 pub struct Bound {
-    port: Port,
-    socket: TcpListener,
+    /// Which of ours it is.
+    pub port: Port,
+    /// By [`bind_one`].
+    pub socket: TcpListener,
 }
 
 /// A connection on its way to a worker; on its way to another thread's it is registered with no runtime.
@@ -103,21 +106,27 @@ pub fn bind_one(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Where an accepted connection can go.
-#[derive(Clone, Debug)]
-pub struct Crew<F> {
+#[derive(Clone)]
+pub struct Crew {
     /// Connections of the worker that accepts.
     pub own: Open,
-    /// Serves one on that worker.
-    pub serve: F,
+    /// Serves one on that worker. Not generic, so that the code that a rehearsal runs is that of the sidecar's own ports.
+    pub serve: Rc<dyn Fn(Accepted)>,
     /// All other workers.
     pub others: Vec<Handoff>,
+}
+
+impl fmt::Debug for Crew {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Crew").field("own", &self.own).field("others", &self.others).finish_non_exhaustive()
+    }
 }
 
 /// Accepts on one socket for ever.
 ///
 /// Where the queue of the worker with the fewest connections is full, accepting waits: the kernel's backlog is the
 /// bound.
-pub async fn accept(bound: Bound, crew: Crew<impl Fn(Accepted)>) -> io::Result<()> {
+pub async fn accept(bound: Bound, crew: Crew) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(bound.socket)?;
     let mut exhausted = false;
     loop {
@@ -143,7 +152,7 @@ pub async fn accept(bound: Bound, crew: Crew<impl Fn(Accepted)>) -> io::Result<(
     }
 }
 
-impl<F: Fn(Accepted)> Crew<F> {
+impl Crew {
     /// To the worker with the fewest connections, of equals to the one that accepts.
     async fn hand_over(&self, port: Port, io: tokio::net::TcpStream, peer: SocketAddr) {
         let fewest = self.others.iter().min_by_key(|other| other.open.count());
@@ -171,10 +180,11 @@ mod tests {
     #[tokio::test]
     async fn a_connection_goes_to_the_worker_with_the_fewest_and_of_equals_to_the_one_that_accepts() {
         let (queue, mut handed) = mpsc::channel(8);
-        let served = RefCell::new(Vec::new());
+        let served = Rc::new(RefCell::new(Vec::new()));
+        let into = Rc::clone(&served);
         let crew = Crew {
             own: Open::default(),
-            serve: |accepted: Accepted| served.borrow_mut().push(accepted),
+            serve: Rc::new(move |accepted| into.borrow_mut().push(accepted)),
             others: vec![Handoff { open: Open::default(), queue }],
         };
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

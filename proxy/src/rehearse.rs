@@ -8,14 +8,22 @@
 //! It happens on a stage: a [`Worker`] with a store, pools, sockets and series of its own, which are gone afterwards. So
 //! no request is counted or logged that nobody asked for, and no other pod hears of it. Only a hint, as in [`crate::warm`]:
 //! nothing follows from a failure, and it ends within [`LIMIT`]. Whoever else connects to the stage's sockets on loopback
-//! spoils it, and gets nothing: the inbound side admits this sidecar alone.
+//! meanwhile can spoil it and gets nothing but its lines: the inbound side admits this sidecar alone.
 
-use std::{collections::HashMap, convert::Infallible, io, net::Ipv4Addr, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
 use heddle_api::{identity::SpiffeId, v1};
-use http::{HeaderMap, Method, Request, Response, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
 use http_body_util::{BodyExt, Full};
 use hyper::{body::Incoming, client, server, service::service_fn};
 use hyper_util::rt::TokioIo;
@@ -32,18 +40,36 @@ use crate::{
         AppProtocol, BackendState, Destination, EndpointSet, Inbound, Place, convert,
         inbound::{AccessLog, InboundPort},
     },
-    listen::{Accepted, Port},
+    listen::{Bound, Crew, Port, accept, bind_one},
     metrics::Metrics,
     plain::settings::LocalExecutor,
     store::Store,
-    threads::{Open, serve},
+    threads::{Open, start},
     worker::{Drain, DrainTrigger, Settings, Shared, Worker},
 };
 
 /// The longest that it may take.
 const LIMIT: Duration = Duration::from_millis(300);
-/// What a request asks for.
+/// Whom a request asks.
 const NAME: &str = "rehearsal:80";
+/// And for what.
+const PATH: &str = "/rehearsal";
+/// Every visible character, for HPACK's tables (RFC 7541, appendix B) to be in the processor's caches.
+const TEXT: &str =
+    "!\"#$%&'()*+,-./0123456789:;<=>?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[\\]^_`abcdefghijklmnopqrstuvwxyz{|}~";
+/// What common clients send with it.
+const ASKED: [(&str, &str); 3] = [("user-agent", TEXT), ("accept", "*/*"), ("accept-encoding", "gzip")];
+/// What common servers answer with; hyper adds the date and the length.
+const ANSWERED: [(&str, &str); 5] = [
+    ("server", TEXT),
+    ("content-type", "text/plain"),
+    ("last-modified", "Mon, 30 Nov 2026 12:00:00 GMT"),
+    ("etag", "\"rehearsal\""),
+    ("accept-ranges", "bytes"),
+];
+/// HTTP/1 alone has them.
+const KEPT: (&str, &str) = ("connection", "keep-alive");
+const LAST: (&str, &str) = ("connection", "close");
 /// What is sent and answered.
 const BODY: Bytes = Bytes::from_static(&[b'r'; 1024]);
 
@@ -66,8 +92,7 @@ async fn both_versions(worker: &Worker, own: &SpiffeId) -> anyhow::Result<()> {
 
 /// Both sides of a sidecar, and an application.
 struct Stage {
-    outbound: TcpListener,
-    worker: Rc<Worker>,
+    outbound: SocketAddr,
     drain: DrainTrigger,
     /// End with the stage.
     players: JoinSet<()>,
@@ -75,8 +100,12 @@ struct Stage {
 
 impl Stage {
     async fn build(worker: &Worker, own: &SpiffeId, protocol: AppProtocol) -> anyhow::Result<Self> {
-        let socket = async || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
-        let (application, mesh, outbound) = (socket().await?, socket().await?, socket().await?);
+        let application = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let bound = |port| {
+            let socket = bind_one((Ipv4Addr::LOCALHOST, 0).into())?;
+            Ok::<_, io::Error>((socket.local_addr()?, Bound { port, socket }))
+        };
+        let ((mesh, inbound_port), (outbound, outbound_port)) = (bound(Port::Mesh)?, bound(Port::Outbound)?);
         let destination = destination(own, application.local_addr()?.port(), protocol)?;
         let inbound = Inbound {
             identity: own.clone(),
@@ -92,8 +121,7 @@ impl Stage {
         let settings = Settings { pod_ips, ..(*worker.settings).clone() };
         let (trigger, drain) = Drain::new();
         let series = metrics.worker(0);
-        let port = mesh.local_addr()?.port();
-        let pool = carrier::Pool::to_port(port, Arc::clone(&worker.identity), Arc::clone(&series));
+        let pool = carrier::Pool::to_port(mesh.port(), Arc::clone(&worker.identity), Arc::clone(&series));
         let shared = Shared {
             store: Store::fixed(Some(inbound), [(NAME.into(), destination)]),
             identity: Arc::clone(&worker.identity),
@@ -105,38 +133,39 @@ impl Stage {
         let worker = Rc::new(Worker::new(shared, series, pool));
         let mut players = JoinSet::new();
         players.spawn_local(serve_application(application, protocol));
-        let inbound = Rc::clone(&worker);
-        players.spawn_local(async move {
-            let Ok((io, peer)) = mesh.accept().await else { return };
-            serve(inbound, Accepted { port: Port::Mesh, io, peer, open: Open::default().opened() }).await;
-        });
-        Ok(Self { outbound, worker, drain: trigger, players })
+        let crew = Crew {
+            own: Open::default(),
+            serve: Rc::new(move |accepted| start(&worker, accepted)),
+            others: Vec::new(),
+        };
+        for port in [inbound_port, outbound_port] {
+            let accepting = accept(port, crew.clone());
+            players.spawn_local(async { drop(accepting.await) });
+        }
+        Ok(Self { outbound, drain: trigger, players })
     }
 
-    /// The part of the client: a request without a body and one with, on one connection.
+    /// The part of the client: a request without a body and one with, on one connection; and what ends it.
     async fn play(mut self, protocol: AppProtocol) -> anyhow::Result<()> {
-        let io = TcpStream::connect(self.outbound.local_addr()?).await?;
+        let io = TcpStream::connect(self.outbound).await?;
         io.set_nodelay(true)?;
-        let (accepted, peer) = self.outbound.accept().await?;
-        ensure!(io.local_addr()? == peer, "somebody else connected: {peer}");
-        let open = Open::default().opened();
-        let accepted = Accepted { port: Port::Outbound, io: accepted, peer, open };
-        self.players.spawn_local(serve(Rc::clone(&self.worker), accepted));
         let io = TokioIo::new(io);
         if protocol == AppProtocol::Http2 {
             let (mut sender, connection) =
                 client::conn::http2::handshake(LocalExecutor, io).await.context("HTTP/2")?;
             self.players.spawn_local(async { drop(connection.await) });
             for method in [Method::GET, Method::POST] {
-                let uri = Uri::builder().scheme("http").authority(NAME).path_and_query("/").build()?;
-                over(sender.send_request(request(method, uri, HeaderMap::new())).await?).await?;
+                let uri = Uri::builder().scheme("http").authority(NAME).path_and_query(PATH).build()?;
+                over(sender.send_request(request(method, uri, fields(&ASKED, &[]))).await?).await?;
             }
         } else {
             let (mut sender, connection) = client::conn::http1::handshake(io).await.context("HTTP/1")?;
             self.players.spawn_local(async { drop(connection.await) });
-            for method in [Method::GET, Method::POST] {
-                let host = [(http::header::HOST, http::HeaderValue::from_static(NAME))];
-                let request = request(method, Uri::from_static("/"), host.into_iter().collect());
+            let host = ("host", NAME);
+            for (method, own) in
+                [(Method::GET, &[host][..]), (Method::POST, &[host, KEPT]), (Method::GET, &[host, LAST])]
+            {
+                let request = request(method, Uri::from_static(PATH), fields(&ASKED, own));
                 over(sender.send_request(request).await?).await?;
             }
         }
@@ -166,6 +195,11 @@ fn request(method: Method, uri: Uri, headers: HeaderMap) -> Request<Full<Bytes>>
     let mut request = Request::new(Full::new(body));
     (*request.method_mut(), *request.uri_mut(), *request.headers_mut()) = (method, uri, headers);
     request
+}
+
+fn fields(common: &[(&'static str, &'static str)], own: &[(&'static str, &'static str)]) -> HeaderMap {
+    let field = |&(name, value): &_| (HeaderName::from_static(name), HeaderValue::from_static(value));
+    own.iter().chain(common).map(field).collect()
 }
 
 /// Reads an answer to its end.
@@ -208,9 +242,12 @@ fn destination(own: &SpiffeId, application: u16, protocol: AppProtocol) -> anyho
 
 /// Answers what comes on one connection.
 async fn serve_application(socket: TcpListener, protocol: AppProtocol) {
-    let answer = service_fn(|request: Request<Incoming>| async {
+    let own = if protocol == AppProtocol::Http2 { &[][..] } else { &[KEPT] };
+    let answer = service_fn(async |request: Request<Incoming>| {
         drop(request.into_body().collect().await);
-        Ok::<_, Infallible>(Response::new(Full::new(BODY)))
+        let mut answer = Response::new(Full::new(BODY));
+        *answer.headers_mut() = fields(&ANSWERED, own);
+        Ok::<_, Infallible>(answer)
     });
     let serving = async {
         let (io, _) = socket.accept().await?;

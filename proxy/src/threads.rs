@@ -171,7 +171,7 @@ async fn work(index: usize, shared: Shared, role: Role, warmed: Arc<watch::Sende
                     plain.adopt(spare).await;
                 }
             });
-            let crew = Crew { own, serve: move |accepted| start(&worker, accepted), others };
+            let crew = Crew { own, serve: Rc::new(move |accepted| start(&worker, accepted)), others };
             let mut acceptors = JoinSet::new();
             for bound in sockets {
                 acceptors.spawn_local(listen::accept(bound, crew.clone()));
@@ -195,13 +195,13 @@ async fn work(index: usize, shared: Shared, role: Role, warmed: Arc<watch::Sende
 }
 
 /// Serves a connection on this worker, in a task of its own.
-fn start(worker: &Rc<Worker>, accepted: Accepted) {
+pub fn start(worker: &Rc<Worker>, accepted: Accepted) {
     let worker = Rc::clone(worker);
     tokio::task::spawn_local(serve(worker, accepted));
 }
 
 /// Serves a connection to its end.
-pub async fn serve(worker: Rc<Worker>, accepted: Accepted) {
+async fn serve(worker: Rc<Worker>, accepted: Accepted) {
     let Accepted { port, io, peer, open } = accepted;
     // Each on the heap, so that an idle connection takes the room of what it is, and not of the largest.
     match port {

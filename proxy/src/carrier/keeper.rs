@@ -34,7 +34,8 @@ async fn answers(ping: &mut PingPong) -> bool {
 }
 
 /// Looks after a connection that this side opened: takes it out of the pool once it is old or idle (the last handle
-/// that goes then sends GOAWAY and closes), and ends it when the peer does not answer.
+/// that goes then sends GOAWAY and closes), and ends it when the peer does not answer. It asks for the first time at once,
+/// so that the first request on a connection made ahead is not the first that either end reads and writes there.
 pub(super) async fn keep_client(
     connection: Weak<Connection>,
     mut ping: PingPong,
@@ -42,20 +43,15 @@ pub(super) async fn keep_client(
     retire_at: Instant,
 ) {
     let mut idle_rounds = 0;
-    loop {
+    while answers(&mut ping).await {
         sleep(PING_EVERY).await;
-        {
-            let Some(connection) = connection.upgrade() else { return };
-            idle_rounds = if connection.was_used() { 0 } else { idle_rounds + 1 };
-            if PING_EVERY * idle_rounds >= CLIENT_IDLE || Instant::now() >= retire_at {
-                connection.retire();
-            }
-        }
-        if !answers(&mut ping).await {
-            driver.abort();
-            return;
+        let Some(connection) = connection.upgrade() else { return };
+        idle_rounds = if connection.was_used() { 0 } else { idle_rounds + 1 };
+        if PING_EVERY * idle_rounds >= CLIENT_IDLE || Instant::now() >= retire_at {
+            connection.retire();
         }
     }
+    driver.abort();
 }
 
 /// What the keeper of an accepted connection tells the task that serves it.

@@ -13,6 +13,7 @@ use tokio_stream::StreamExt;
 
 use super::super::{
     CarrierBody, Sent, respond,
+    settings::PING_TIMEOUT,
     testing::{SECOND, World, channel, for_hours, on_a_worker, raw},
     unless_reset,
 };
@@ -199,7 +200,9 @@ async fn a_draining_pool_finishes_what_runs_and_then_closes() {
 async fn a_peer_that_does_not_answer_is_noticed() {
     for_hours(async {
         let world = World::silent().await;
+        let began = tokio::time::Instant::now();
         let error = world.get("/").await.unwrap_err();
+        assert!(began.elapsed() <= PING_TIMEOUT + SECOND, "it was asked at once: {:?}", began.elapsed());
         assert_eq!((error.reason, error.sent), (Reason::UpstreamReset, Sent::Maybe));
     })
     .await;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::peers::Peer;
-use crate::bench::stats::{median, median_interval};
+use crate::bench::stats::{Ratio, median, ratio};
 
 /// What is measured of a pair under a workload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
@@ -39,9 +39,9 @@ pub enum Figure {
     ToFirst200,
     /// The first request that a pair has, in milliseconds.
     First,
-    /// The median of the next, at the pace of the first, in milliseconds.
+    /// The next request of other pairs, at the same place in a pair's life, in milliseconds.
     Next,
-    /// The first by the median of the next, of every start.
+    /// By what factor the first takes longer, of all starts.
     FirstOverNext,
     /// The program's size without symbols, in MiB.
     Binary,
@@ -92,7 +92,7 @@ impl Figure {
             Self::Resident => "resident MiB",
             Self::ToFirst200 => "start to first 200, ms",
             Self::First => "first request ms",
-            Self::Next => "next requests ms",
+            Self::Next => "next request ms",
             Self::FirstOverNext => "first / next",
             Self::Binary => "stripped MiB",
             Self::Failed => "failed",
@@ -105,9 +105,24 @@ impl Figure {
 pub struct Sample {
     #[serde(flatten)]
     figures: BTreeMap<Figure, f64>,
-    /// [`Figure::FirstOverNext`] of each start.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub starts: Vec<f64>,
+    /// Of a workload that starts pairs for one request each.
+    #[serde(skip_serializing_if = "Starts::is_empty")]
+    pub starts: Starts,
+}
+
+/// What one request took in each of many pairs, in milliseconds.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct Starts {
+    /// In pairs that had had none.
+    pub first: Vec<f64>,
+    /// In pairs that had had one.
+    pub next: Vec<f64>,
+}
+
+impl Starts {
+    fn is_empty(&self) -> bool {
+        self.first.is_empty() && self.next.is_empty()
+    }
 }
 
 impl Sample {
@@ -147,27 +162,22 @@ pub struct Rounds {
 }
 
 impl Rounds {
-    /// A peer's median over the rounds, or over all starts.
+    /// A peer's median over the rounds, or what all starts say.
     #[must_use]
     pub fn median(&self, peer: Peer, figure: Figure) -> Option<f64> {
         if figure == Figure::FirstOverNext {
-            return median(self.starts(peer));
+            return self.first_over_next(peer).map(|ratio| ratio.estimate);
         }
         median(self.rounds.iter().filter_map(|round| round.get(&peer)?.get(figure)))
     }
 
-    /// Between what the median of [`Figure::FirstOverNext`] lies, with 95 % confidence.
+    /// [`Figure::FirstOverNext`] of the starts of all rounds.
     #[must_use]
-    pub fn first_over_next(&self, peer: Peer) -> Option<(f64, f64)> {
-        median_interval(self.starts(peer))
-    }
-
-    fn starts(&self, peer: Peer) -> impl Iterator<Item = f64> {
-        self.rounds
-            .iter()
-            .filter_map(move |round| round.get(&peer))
-            .flat_map(|sample| &sample.starts)
-            .copied()
+    pub fn first_over_next(&self, peer: Peer) -> Option<Ratio> {
+        let starts = || self.rounds.iter().filter_map(|round| Some(&round.get(&peer)?.starts));
+        let first: Vec<_> = starts().flat_map(|starts| &starts.first).copied().collect();
+        let next: Vec<_> = starts().flat_map(|starts| &starts.next).copied().collect();
+        ratio(&first, &next)
     }
 
     /// The median of one peer's ratios to another within each round.

@@ -45,7 +45,7 @@ pub struct Plan {
     pub length: Duration,
     /// Of the load before the first measurement of each; zero: none.
     pub warm_up: Duration,
-    /// How many pairs a round starts for a first request.
+    /// How many pairs a round starts for their first request, and as many for their next.
     pub starts: usize,
     /// How often each is done.
     pub rounds: usize,

@@ -8,6 +8,7 @@ use std::{
     process::Command,
     sync::mpsc,
     thread,
+    time::UNIX_EPOCH,
 };
 
 use anyhow::{Context, anyhow, bail};
@@ -23,6 +24,9 @@ pub const GRPC: u16 = 9000;
 pub const REDIS: u16 = 6379;
 /// Whoever connects is sent bytes for as long as it reads them.
 pub const BULK: u16 = 7000;
+
+/// A page of nginx's as large as `/1k`, of another date.
+pub const OTHER: &str = "/other";
 
 /// The running applications.
 #[derive(Debug)]
@@ -56,9 +60,14 @@ fn nginx(world: &World, ip: IpAddr, more: &[IpAddr]) -> anyhow::Result<Process> 
     let program = program::find("nginx").context("needs nginx")?;
     let home: PathBuf = world.directory().join("nginx");
     std::fs::create_dir_all(home.join("html"))?;
-    for (name, size) in [("1k", 1024), ("64k", 64 * 1024)] {
-        std::fs::write(home.join("html").join(name), vec![b'x'; size])?;
+    for (path, size) in [("/1k", 1024), ("/64k", 64 * 1024), (OTHER, 1024)] {
+        std::fs::write(home.join("html").join(&path[1..]), vec![b'x'; size])?;
     }
+    // So that its answer says something else in its fields.
+    std::fs::File::options()
+        .append(true)
+        .open(home.join("html").join(&OTHER[1..]))?
+        .set_modified(UNIX_EPOCH)?;
     let config = fill(
         include_str!("../../../bench/nginx/site.conf"),
         &[

@@ -60,8 +60,8 @@ fn cells(report: &Report, workload: &str, rounds: &Rounds, figure: Figure) -> Op
     let mut cells: Vec<_> = values.iter().map(|value| value.map_or("–".to_owned(), number)).collect();
     if figure == Figure::FirstOverNext {
         for (cell, &peer) in cells.iter_mut().zip(&report.peers) {
-            if let Some((least, most)) = rounds.first_over_next(peer) {
-                *cell += &format!(" ({}–{})", number(least), number(most));
+            if let Some(ratio) = rounds.first_over_next(peer) {
+                *cell += &format!(" ({}–{})", number(ratio.least), number(ratio.most));
             }
         }
     }
@@ -70,7 +70,7 @@ fn cells(report: &Report, workload: &str, rounds: &Rounds, figure: Figure) -> Op
         cells.push(ratio.map_or(String::new(), |ratio| format!("{ratio:.2}")));
     }
     let bounds = target::of(workload, figure);
-    let unknown = if rounds.median(Peer::Heddle, figure).is_some() && figure == Figure::FirstOverNext {
+    let unknown = if figure == Figure::FirstOverNext && rounds.median(Peer::Heddle, Figure::First).is_some() {
         "too few starts"
     } else {
         "not measured"

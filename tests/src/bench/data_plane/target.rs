@@ -4,6 +4,7 @@ use super::{
     figure::{Figure, Rounds},
     peers::Peer,
 };
+use crate::bench::stats::Ratio;
 
 /// The widest interval that says that the first request is no slower than the next.
 const TELLS: f64 = 0.05;
@@ -139,25 +140,28 @@ pub fn judge(bound: &Bound, rounds: &Rounds, figure: Figure) -> Option<(f64, Ver
 /// That two things take the same time can be refuted and not shown. It holds where the starts do not refute it, and were so
 /// many that a difference of more than [`TELLS`] is out of the question.
 fn no_slower(bound: &Bound, rounds: &Rounds) -> Option<(f64, Verdict)> {
-    let (least, most) = rounds.first_over_next(Peer::Heddle)?;
-    let ratio = rounds.median(Peer::Heddle, Figure::FirstOverNext)?;
+    let Ratio { estimate, least, most } = rounds.first_over_next(Peer::Heddle)?;
     if bound.judge(least) == Verdict::Short {
-        return Some((ratio, Verdict::Short));
+        return Some((estimate, Verdict::Short));
     }
-    let verdict = if bound.judge(ratio) == Verdict::Reached { Verdict::Reached } else { Verdict::Held };
-    (most - least <= TELLS).then_some((ratio, verdict))
+    let verdict = if bound.judge(estimate) == Verdict::Reached { Verdict::Reached } else { Verdict::Held };
+    (most - least <= TELLS).then_some((estimate, verdict))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::data_plane::figure::Sample;
+    use crate::bench::data_plane::figure::{Sample, Starts};
 
-    /// A run with so many starts, whose ratios lie evenly in `middle` ± 0.2.
-    fn verdict(starts: u32, middle: f64) -> Option<Verdict> {
-        let ratio = |n| middle - 0.2 + 0.4 * (f64::from(n) + 0.5) / f64::from(starts);
+    /// A run with so many starts of either kind, whose requests lie evenly in ± 20 % of 1 ms, the first of `first` ms.
+    fn verdict(starts: u32, first: f64) -> Option<Verdict> {
+        let evenly = |middle: f64| {
+            (0..starts)
+                .map(move |n| middle * (0.8 + 0.4 * (f64::from(n) + 0.5) / f64::from(starts)))
+                .collect()
+        };
         let mut sample = Sample::default();
-        sample.starts.extend((0..starts).map(ratio));
+        sample.starts = Starts { first: evenly(first), next: evenly(1.0) };
         let rounds = Rounds { rounds: vec![[(Peer::Heddle, sample)].into()], ..Rounds::default() };
         let bound = of("start", Figure::FirstOverNext)[0];
         judge(&bound, &rounds, Figure::FirstOverNext).map(|(_, verdict)| verdict)
@@ -165,9 +169,9 @@ mod tests {
 
     #[test]
     fn the_first_request_is_slower_when_enough_starts_say_so() {
-        assert_eq!(verdict(400, 0.99), Some(Verdict::Reached));
-        assert_eq!(verdict(400, 1.02), Some(Verdict::Held));
-        assert_eq!(verdict(400, 1.05), Some(Verdict::Short));
+        assert_eq!(verdict(200, 0.99), Some(Verdict::Reached));
+        assert_eq!(verdict(200, 1.02), Some(Verdict::Held));
+        assert_eq!(verdict(200, 1.05), Some(Verdict::Short));
         assert_eq!(verdict(20, 1.05), None);
         assert_eq!(verdict(20, 1.25), Some(Verdict::Short));
     }

@@ -6,9 +6,9 @@ use anyhow::{bail, ensure};
 
 use super::{
     field::{Field, Shape},
-    figure::{Figure, Sample},
+    figure::{Figure, Sample, Starts},
     load::{Done, h2load, paced, stream, tcp, wrk},
-    peers::{FirstAndNext, Pair, Peer},
+    peers::{Pair, Peer, Which},
     site,
 };
 use crate::bench::stats::median;
@@ -215,7 +215,7 @@ impl Work {
         Ok(sample)
     }
 
-    /// Measures it on pairs that it starts, and ends; so many for a first request, which a pair has only one of.
+    /// Measures it on pairs that it starts, and ends; twice `starts` for one request each (see [`Pair::one_request`]).
     ///
     /// # Errors
     /// As [`Pair::start`]; or when the connections cannot be made.
@@ -228,29 +228,37 @@ impl Work {
             sample.set(Figure::Resident, pair.resident()? as f64 / MIB);
             drop(open);
         } else {
-            let ms = |time: Duration| time.as_secs_f64() * 1e3;
             if peer != Peer::None {
                 sample.set(Figure::ToFirst200, ms(pair.to_first_200));
             }
             drop(pair);
-            let starts = (0..starts).map(|_| Pair::first_and_next(field, peer));
-            let starts = starts.collect::<anyhow::Result<Vec<_>>>()?;
-            let over = |one: Duration, other: Duration| one.as_secs_f64() / other.as_secs_f64();
-            let mut set = |figure, of: &dyn Fn(&FirstAndNext) -> f64| {
-                if let Some(median) = median(starts.iter().map(of)) {
+            let starts = first_and_next(peer, field, starts)?;
+            for (figure, of) in [(Figure::First, &starts.first), (Figure::Next, &starts.next)] {
+                if let Some(median) = median(of.iter().copied()) {
                     sample.set(figure, median);
                 }
-            };
-            set(Figure::First, &|start| ms(start.first));
-            set(Figure::Next, &|start| ms(start.next));
-            set(Figure::FirstOverNext, &|start| over(start.first, start.next));
-            sample.starts = starts.iter().map(|start| over(start.first, start.next)).collect();
+            }
+            sample.starts = starts;
             if let Some(bytes) = stripped(peer, field.world.directory())? {
                 sample.set(Figure::Binary, bytes as f64 / MIB);
             }
         }
         Ok(sample)
     }
+}
+
+/// The first request of each of so many pairs, and the next of as many others; in turns, so that a slow minute is in both.
+fn first_and_next(peer: Peer, field: &mut Field, starts: usize) -> anyhow::Result<Starts> {
+    let mut all = Starts::default();
+    for _ in 0..starts {
+        all.first.push(ms(Pair::one_request(field, peer, Which::First)?));
+        all.next.push(ms(Pair::one_request(field, peer, Which::Next)?));
+    }
+    Ok(all)
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
 }
 
 /// The size of a peer's program without symbols; `None` where there is no `strip` (binutils) or it has no program.

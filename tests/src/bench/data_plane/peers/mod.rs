@@ -27,10 +27,8 @@ use crate::process::Process;
 
 /// How long a pair may take to its first answer; debug builds on a busy machine take seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Requests that follow the first.
-const NEXT: usize = 5;
-/// Before each of them, and before the first, the application answers so many directly. It takes long enough for HAProxy to
-/// notice that its peer is up.
+/// Before a request that is timed, the application answers so many directly. It takes long enough for HAProxy to notice that
+/// its peer is up.
 const DIRECT: usize = 9;
 /// Before each request.
 const PACE: Duration = Duration::from_millis(20);
@@ -141,13 +139,13 @@ impl Drop for Pair {
     }
 }
 
-/// The first request and what it is compared with, each on a connection of its own.
+/// Which of a pair's requests.
 #[derive(Clone, Copy, Debug)]
-pub struct FirstAndNext {
-    /// The first one that a pair has.
-    pub first: Duration,
-    /// The median of those that followed at the same pace.
-    pub next: Duration,
+pub enum Which {
+    /// The first that it has.
+    First,
+    /// The second.
+    Next,
 }
 
 impl Pair {
@@ -185,30 +183,33 @@ impl Pair {
         Ok((pair, began))
     }
 
-    /// Starts a pair for its first request and some others. What they differ in is that one is the first that the *proxies*
-    /// have. Before each of them the application has just answered others at the same pace, so that it, this client and the
-    /// processors are as awake and as warm before the first as before the next, and the proxies have rested as long.
+    /// Starts a pair and says how long one request takes: the first that the proxies have, or the next after one for another
+    /// page. Just before it the application answers others at the same pace that come to it directly, one more of them in
+    /// place of the one before. So all else is alike: this client, the application and the processors are as awake and as
+    /// warm, and the pair is as old and has rested as long. Every request has a connection of its own.
     ///
     /// # Errors
     /// When the pair does not start as for [`Pair::start`], or a request is not answered with 200.
-    pub fn first_and_next(field: &mut Field, peer: Peer) -> anyhow::Result<FirstAndNext> {
+    pub fn one_request(field: &mut Field, peer: Peer, which: Which) -> anyhow::Result<Duration> {
         let (pair, _) = Self::ready(field, peer)?;
         let target = pair.http("/1k");
         let direct = Target { address: SocketAddr::new(field.site.ip, site::HTTP), ..target.clone() };
-        let ask = |target| {
+        let ask = |target: &Target| {
             thread::sleep(PACE);
             let asked = Instant::now();
             let status = probe::status(target);
             ensure!(status == Some(200), "{}: the answer is {status:?}\n{}", peer.name(), pair.logs());
             Ok(asked.elapsed())
         };
-        let ask_after_others = || {
-            for _ in 0..DIRECT {
-                ask(&direct)?;
-            }
-            ask(&target)
+        let before = match which {
+            Which::First => &direct,
+            Which::Next => &target,
         };
-        Ok(FirstAndNext { first: ask_after_others()?, next: median(ask_after_others)? })
+        ask(&Target { path: site::OTHER.to_owned(), ..before.clone() })?;
+        for _ in 0..DIRECT {
+            ask(&direct)?;
+        }
+        ask(&target)
     }
 
     /// Pauses, unless the start has failed.
@@ -272,16 +273,6 @@ impl Pair {
     fn logs(&self) -> String {
         self.processes.iter().map(Process::log).collect::<Vec<_>>().join("\n")
     }
-}
-
-/// Of [`NEXT`].
-fn median(mut one: impl FnMut() -> anyhow::Result<Duration>) -> anyhow::Result<Duration> {
-    let mut all = [Duration::ZERO; NEXT];
-    for at in &mut all {
-        *at = one()?;
-    }
-    all.sort_unstable();
-    Ok(all[NEXT / 2])
 }
 
 /// `text` with each `<<NAME>>` replaced.
