@@ -8,7 +8,7 @@
 //! It happens on a stage: a [`Worker`] with a store, pools, sockets and series of its own, which are gone afterwards. So
 //! no request is counted or logged that nobody asked for, and no other pod hears of it. Only a hint, as in [`crate::warm`]:
 //! nothing follows from a failure, and it ends within [`LIMIT`]. Whoever else connects to the stage's sockets on loopback
-//! meanwhile can spoil it and gets nothing but its lines: the inbound side admits this sidecar alone.
+//! gets nothing: the outbound side serves the rehearsal's own connection, the inbound side admits this sidecar alone.
 
 use std::{
     collections::HashMap,
@@ -28,7 +28,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::{body::Incoming, client, server, service::service_fn};
 use hyper_util::rt::TokioIo;
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket},
     task::JoinSet,
     time::timeout,
 };
@@ -85,21 +85,29 @@ pub async fn rehearse(worker: &Worker) {
 
 async fn both_versions(worker: &Worker, own: &SpiffeId) -> anyhow::Result<()> {
     for protocol in [AppProtocol::Http1, AppProtocol::Http2] {
-        Stage::build(worker, own, protocol).await?.play(protocol).await?;
+        let (stage, client) = Stage::build(worker, own, protocol).await?;
+        stage.play(client, protocol).await?;
     }
     Ok(())
 }
 
 /// Both sides of a sidecar, and an application.
 struct Stage {
+    /// Where the client is to connect.
     outbound: SocketAddr,
     drain: DrainTrigger,
     /// End with the stage.
     players: JoinSet<()>,
+    _acceptors: JoinSet<io::Result<()>>,
 }
 
 impl Stage {
-    async fn build(worker: &Worker, own: &SpiffeId, protocol: AppProtocol) -> anyhow::Result<Self> {
+    /// With the socket of the client, the one that is served.
+    async fn build(
+        worker: &Worker,
+        own: &SpiffeId,
+        protocol: AppProtocol,
+    ) -> anyhow::Result<(Self, TcpSocket)> {
         let application = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let bound = |port| {
             let socket = bind_one((Ipv4Addr::LOCALHOST, 0).into())?;
@@ -133,21 +141,28 @@ impl Stage {
         let worker = Rc::new(Worker::new(shared, series, pool));
         let mut players = JoinSet::new();
         players.spawn_local(serve_application(application, protocol));
+        let client = TcpSocket::new_v4()?;
+        client.bind((Ipv4Addr::LOCALHOST, 0).into())?;
+        let own = client.local_addr()?;
         let crew = Crew {
             own: Open::default(),
-            serve: Rc::new(move |accepted| start(&worker, accepted)),
+            serve: Rc::new(move |accepted| {
+                if matches!(accepted.port, Port::Mesh) || accepted.peer == own {
+                    start(&worker, accepted);
+                }
+            }),
             others: Vec::new(),
         };
+        let mut acceptors = JoinSet::new();
         for port in [inbound_port, outbound_port] {
-            let accepting = accept(port, crew.clone());
-            players.spawn_local(async { drop(accepting.await) });
+            acceptors.spawn_local(accept(port, crew.clone()));
         }
-        Ok(Self { outbound, drain: trigger, players })
+        Ok((Self { outbound, drain: trigger, players, _acceptors: acceptors }, client))
     }
 
     /// The part of the client: a request without a body and one with, on one connection; and what ends it.
-    async fn play(mut self, protocol: AppProtocol) -> anyhow::Result<()> {
-        let io = TcpStream::connect(self.outbound).await?;
+    async fn play(mut self, client: TcpSocket, protocol: AppProtocol) -> anyhow::Result<()> {
+        let io = client.connect(self.outbound).await?;
         io.set_nodelay(true)?;
         let io = TokioIo::new(io);
         if protocol == AppProtocol::Http2 {
@@ -269,6 +284,8 @@ async fn serve_application(socket: TcpListener, protocol: AppProtocol) {
 #[cfg(test)]
 mod tests {
     use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpStream,
         runtime::{Builder, Handle, LocalOptions},
         time::{pause, resume, sleep},
     };
@@ -327,13 +344,30 @@ mod tests {
     }
 
     #[test]
+    fn nobody_else_gets_out_by_the_stage() {
+        on_a_worker(async {
+            let (worker, metrics) = worker();
+            let before = left(&metrics).await;
+            let own = OWN.parse().unwrap();
+            let (stage, client) = Stage::build(&worker, &own, AppProtocol::Http1).await.unwrap();
+            let mut stranger = TcpStream::connect(stage.outbound).await.unwrap();
+            stranger.write_all(b"GET /rehearsal HTTP/1.1\r\nHost: rehearsal:80\r\n\r\n").await.unwrap();
+            let mut said = Vec::new();
+            drop(stranger.read_to_end(&mut said).await);
+            assert!(said.is_empty(), "{}", String::from_utf8_lossy(&said));
+            stage.play(client, AppProtocol::Http1).await.unwrap();
+            assert_eq!(left(&metrics).await, before);
+        });
+    }
+
+    #[test]
     fn the_way_leads_by_a_sidecar_that_shows_who_it_is_and_a_failure_leaves_nothing() {
         on_a_worker(async {
             let (worker, metrics) = worker();
             let before = left(&metrics).await;
             let other = "spiffe://cluster.local/ns/shop/sa/other".parse().unwrap();
-            let stage = Stage::build(&worker, &other, AppProtocol::Http1).await.unwrap();
-            let error = stage.play(AppProtocol::Http1).await.unwrap_err();
+            let (stage, client) = Stage::build(&worker, &other, AppProtocol::Http1).await.unwrap();
+            let error = stage.play(client, AppProtocol::Http1).await.unwrap_err();
             assert!(error.to_string().contains("503"), "{error}");
             assert_eq!(left(&metrics).await, before);
         });

@@ -27,12 +27,12 @@ pub struct Ratio {
 /// By what factor values like `of` are greater than values like `to`, whatever their distribution, given that it is the same
 /// but for that factor: the median of the ratios of each to each, and the order statistics of these ratios around it (Hodges
 /// and Lehmann's estimator of a shift, Moses' interval; Hollander, Wolfe and Chicken, Nonparametric Statistical Methods, 4.2
-/// and 4.3, by the normal approximation). It wants a fifth to a third fewer values than two medians would. `None` of fewer
-/// than eight on either side, or of one that is not positive.
+/// and 4.3, by the normal approximation). `None` of fewer than eight on either side, or of one that is
+/// not positive.
 #[must_use]
 pub fn ratio(of: &[f64], to: &[f64]) -> Option<Ratio> {
     let enough = of.len().min(to.len()) >= 8;
-    if !enough || of.iter().chain(to).any(|value| value.is_nan() || *value <= 0.0) {
+    if !enough || of.iter().chain(to).any(|value| !value.is_finite() || *value <= 0.0) {
         return None;
     }
     let mut ratios: Vec<f64> = of.iter().flat_map(|of| to.iter().map(move |to| of / to)).collect();

@@ -180,9 +180,12 @@ impl Rounds {
         ratio(&first, &next)
     }
 
-    /// The median of one peer's ratios to another within each round.
+    /// The median of one peer's ratios to another within each round, or the ratio of what all starts say.
     #[must_use]
     pub fn ratio(&self, of: Peer, to: Peer, figure: Figure) -> Option<f64> {
+        if figure == Figure::FirstOverNext {
+            return Some(self.median(of, figure)? / self.median(to, figure)?);
+        }
         let ratios = self.rounds.iter().filter_map(|round| {
             let (of, to) = (round.get(&of)?.get(figure)?, round.get(&to)?.get(figure)?);
             (to > 0.0).then_some(of / to)
@@ -211,6 +214,26 @@ mod tests {
         assert_eq!(rounds.ratio(Peer::Heddle, Peer::Envoy, Figure::Cpu), Some(0.5));
         assert_eq!(rounds.median(Peer::Heddle, Figure::Cpu), Some(60.0));
         assert_eq!(rounds.ratio(Peer::Heddle, Peer::Floor, Figure::Cpu), None);
+    }
+
+    #[test]
+    fn what_the_first_request_takes_is_of_the_starts_of_all_rounds() {
+        let round = |first: f64, next: f64| {
+            let starts = Starts { first: vec![first; 4], next: vec![next; 4] };
+            Sample { starts, ..Sample::default() }
+        };
+        let mut rounds = Rounds::default();
+        for _ in 0..2 {
+            rounds.rounds.push([(Peer::Heddle, round(3.0, 2.0)), (Peer::Envoy, round(6.0, 2.0))].into());
+        }
+        assert_eq!(
+            rounds.median(Peer::Heddle, Figure::FirstOverNext),
+            Some(1.5),
+            "eight of either, four a round"
+        );
+        assert_eq!(rounds.ratio(Peer::Heddle, Peer::Envoy, Figure::FirstOverNext), Some(0.5));
+        rounds.rounds.pop();
+        assert_eq!(rounds.median(Peer::Heddle, Figure::FirstOverNext), None);
     }
 
     #[test]

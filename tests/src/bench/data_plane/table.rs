@@ -52,9 +52,10 @@ fn rows(report: &Report) -> Vec<Vec<String>> {
 /// What follows the name of a figure; `None` if nobody has it, or it says nothing.
 fn cells(report: &Report, workload: &str, rounds: &Rounds, figure: Figure) -> Option<Vec<String>> {
     let values: Vec<_> = report.peers.iter().map(|&peer| rounds.median(peer, figure)).collect();
-    if values.iter().all(Option::is_none)
-        || (figure == Figure::Failed && values.iter().flatten().all(|&v| v == 0.0))
-    {
+    let has = |figure| report.peers.iter().any(|&peer| rounds.median(peer, figure).is_some());
+    // Too few starts are said, not left out.
+    let starts = figure == Figure::FirstOverNext && has(Figure::First);
+    if !(has(figure) || starts) || (figure == Figure::Failed && values.iter().flatten().all(|&v| v == 0.0)) {
         return None;
     }
     let mut cells: Vec<_> = values.iter().map(|value| value.map_or("–".to_owned(), number)).collect();

@@ -250,9 +250,16 @@ impl Work {
 /// The first request of each of so many pairs, and the next of as many others; in turns, so that a slow minute is in both.
 fn first_and_next(peer: Peer, field: &mut Field, starts: usize) -> anyhow::Result<Starts> {
     let mut all = Starts::default();
-    for _ in 0..starts {
-        all.first.push(ms(Pair::one_request(field, peer, Which::First)?));
-        all.next.push(ms(Pair::one_request(field, peer, Which::Next)?));
+    for turn in 0..starts {
+        // Nor is one always before the other.
+        let order = [Which::First, Which::Next];
+        for which in if turn % 2 == 0 { order } else { [order[1], order[0]] } {
+            let took = ms(Pair::one_request(field, peer, which)?);
+            match which {
+                Which::First => all.first.push(took),
+                Which::Next => all.next.push(took),
+            }
+        }
     }
     Ok(all)
 }

@@ -27,8 +27,8 @@ use crate::process::Process;
 
 /// How long a pair may take to its first answer; debug builds on a busy machine take seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Before a request that is timed, the application answers so many directly. It takes long enough for HAProxy to notice that
-/// its peer is up.
+/// Before a request through a pair, the application answers so many directly. It takes long enough for HAProxy to notice
+/// that its peer is up.
 const DIRECT: usize = 9;
 /// Before each request.
 const PACE: Duration = Duration::from_millis(20);
@@ -184,8 +184,8 @@ impl Pair {
     }
 
     /// Starts a pair and says how long one request takes: the first that the proxies have, or the next after one for another
-    /// page. Just before it the application answers others at the same pace that come to it directly, one more of them in
-    /// place of the one before. So all else is alike: this client, the application and the processors are as awake and as
+    /// page. Before both of them the application answers others at the same pace that come to it directly, as does the one
+    /// before if this is the first. So all else is alike: this client, the application and the processors are as awake and as
     /// warm, and the pair is as old and has rested as long. Every request has a connection of its own.
     ///
     /// # Errors
@@ -205,11 +205,14 @@ impl Pair {
             Which::First => &direct,
             Which::Next => &target,
         };
-        ask(&Target { path: site::OTHER.to_owned(), ..before.clone() })?;
-        for _ in 0..DIRECT {
-            ask(&direct)?;
-        }
-        ask(&target)
+        let ask_after_others = |target: &Target| {
+            for _ in 0..DIRECT {
+                ask(&direct)?;
+            }
+            ask(target)
+        };
+        ask_after_others(&Target { path: site::OTHER.to_owned(), ..before.clone() })?;
+        ask_after_others(&target)
     }
 
     /// Pauses, unless the start has failed.
