@@ -8,7 +8,7 @@
 use std::{rc::Rc, sync::Arc, time::Duration};
 
 use heddle_api::carrier::Form;
-use http::Version;
+use http::{Version, uri::Authority};
 use tokio::{
     task::JoinSet,
     time::{sleep, timeout},
@@ -41,18 +41,21 @@ pub async fn warm(worker: &Rc<Worker>) {
         let mut lookups = JoinSet::new();
         for name in names.iter() {
             let (worker, name) = (Rc::clone(worker), Arc::clone(name));
-            lookups.spawn_local(async move { worker.store.lookup(&name).await });
+            lookups.spawn_local(async move {
+                let found = worker.store.lookup(&name).await;
+                (name, found)
+            });
         }
         let (mut dials, mut room) = (JoinSet::new(), CONNECTIONS);
         while let Some(found) = lookups.join_next().await {
-            let Ok(Ok(slot)) = found else { continue };
+            let Ok((name, Ok(slot))) = found else { continue };
             let Lookup::Mesh(destination) = slot.load() else { continue };
             for (backend, endpoint) in targets(&destination, room) {
                 room -= 1;
                 for key in series(&destination, &backend, &endpoint).take(SERIES) {
                     worker.series.get(&worker.metrics, &key);
                 }
-                dials.spawn_local(connect(Rc::clone(worker), backend, endpoint));
+                dials.spawn_local(connect(Rc::clone(worker), authority(&name), backend, endpoint));
             }
         }
         while dials.join_next().await.is_some() {}
@@ -115,15 +118,28 @@ fn series<'a>(
     })
 }
 
-/// Connects to an endpoint's sidecar. An endpoint without one has no handshake to save.
-async fn connect(worker: Rc<Worker>, backend: Arc<Backend>, endpoint: Arc<Endpoint>) {
+/// What clients write for a name: the port mostly not where it is HTTP's anyway.
+fn authority(name: &str) -> Option<Authority> {
+    name.strip_suffix(":80").unwrap_or(name).parse().ok()
+}
+
+/// Connects to an endpoint's sidecar, and sends it a first request for the authority. An endpoint without one has no
+/// handshake to save.
+async fn connect(
+    worker: Rc<Worker>,
+    authority: Option<Authority>,
+    backend: Arc<Backend>,
+    endpoint: Arc<Endpoint>,
+) {
     let form = match backend.protocol {
         AppProtocol::Opaque => Form::Tcp,
         AppProtocol::Http2 => Form::Http2,
         AppProtocol::Http1 | AppProtocol::Http | AppProtocol::Detect => Form::Http1,
     };
     let Ok(Some(peer)) = peer(&worker, &endpoint, form) else { return };
-    while let Err(error) = worker.carrier.warm(&peer, backend.policy.connect_timeout).await {
+    let authority = authority.filter(|_| form != Form::Tcp);
+    while let Err(error) = worker.carrier.warm(&peer, authority.clone(), backend.policy.connect_timeout).await
+    {
         tracing::debug!(address = %peer.address, error = error.source, "not connected ahead of the first request");
         if error.reason != Reason::ConnectFailed {
             return;
@@ -216,6 +232,14 @@ mod tests {
         assert_eq!(series(&without, b, endpoint).count(), 0);
         let opaque = Destination { protocol: AppProtocol::Opaque, ..without };
         assert_eq!(series(&opaque, a, endpoint).count(), 0);
+    }
+
+    #[test]
+    fn the_first_request_has_the_authority_that_clients_write() {
+        for (name, written) in [("web:80", "web"), ("web:8080", "web:8080"), ("[fd00::1]:80", "[fd00::1]")] {
+            assert_eq!(authority(name).unwrap(), written);
+        }
+        assert_eq!(authority("no host"), None);
     }
 
     #[test]

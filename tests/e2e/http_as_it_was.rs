@@ -96,6 +96,25 @@ async fn the_sidecar_itself_says_100_continue() {
 }
 
 #[tokio::test]
+async fn max_forwards_counts_both_sidecars() {
+    let shop = shop::open(1).await;
+    let ask = async |hops: &str| {
+        let mut client = Raw::connect(shop.web.outbound()).await.unwrap();
+        let head = format!("OPTIONS /bytes/3 HTTP/1.1\r\nHost: {HOST}\r\nMax-Forwards: {hops}\r\n\r\n");
+        client.send(head).await.unwrap();
+        client.read_until("\r\n\r\n").await.unwrap()
+    };
+    let before = shop.reviews[0].app().requests();
+    for hops in ["0", "1"] {
+        let answer = ask(hops).await;
+        assert!(answer.starts_with("HTTP/1.1 204 "), "{answer}");
+    }
+    assert_eq!(shop.reviews[0].app().requests(), before);
+    assert!(ask("2").await.starts_with("HTTP/1.1 200 "));
+    assert_eq!(shop.reviews[0].app().seen().last().unwrap().headers["max-forwards"], "0");
+}
+
+#[tokio::test]
 async fn pipelined_requests_are_answered_in_order() {
     let shop = shop::open(1).await;
     let mut client = Raw::connect(shop.web.outbound()).await.unwrap();

@@ -8,6 +8,7 @@
 //! A stream must not hurt its neighbours: [`settings`] holds the windows and limits that see to it, with the sum of
 //! the memory they allow, and [`meter`](crate::meter) the limits by rate that `h2` does not have.
 
+mod ahead;
 mod body;
 mod connection;
 pub mod copy;

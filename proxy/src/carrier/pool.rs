@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use h2::{SendStream, client::ResponseFuture};
 use heddle_api::{carrier::ServerName, identity::SpiffeId, ports};
-use http::{Request, Response};
+use http::{Request, Response, uri::Authority};
 use http_body::Body;
 use tokio::{
     sync::oneshot,
@@ -22,6 +22,7 @@ use tokio::{
 };
 
 use super::{
+    ahead,
     body::CarrierBody,
     connection::{Connection, NotOpened, Slot},
     dial::dial,
@@ -115,12 +116,26 @@ impl Pool {
         Ok(CarrierBody::of_response(response, slot, pump).map(|body| body.after(opened.elapsed())))
     }
 
-    /// Sees to it that there is a connection to the peer, ahead of the first request.
+    /// Sees to it that there is a connection to the peer, ahead of the first request; and, where one for this authority
+    /// is likely, that it is not the first on the connection.
     ///
     /// # Errors
-    /// What [`SendError`] says; `connect_timeout` bounds the wait.
-    pub async fn warm(self: &Rc<Self>, peer: &Peer, connect_timeout: Duration) -> Result<(), SendError> {
-        self.slot(peer, connect_timeout).await.map(Slot::end)
+    /// What [`SendError`] says; `connect_timeout` bounds the wait for a connection, the caller that for the answer.
+    pub async fn warm(
+        self: &Rc<Self>,
+        peer: &Peer,
+        authority: Option<Authority>,
+        connect_timeout: Duration,
+    ) -> Result<(), SendError> {
+        let Some(authority) = authority else {
+            return self.slot(peer, connect_timeout).await.map(Slot::end);
+        };
+        let (slot, response, _stream) =
+            self.open(peer, ahead::request(authority), true, connect_timeout).await?;
+        // Whatever it is.
+        response.await.map_err(|error| SendError::of_stream(peer, &error))?;
+        slot.end();
+        Ok(())
     }
 
     /// Opens a tunnel to the application's port that the peer's server name says.

@@ -31,6 +31,7 @@ use crate::{
     plain::{
         PlainBody, PlainVersion, Upgrade,
         edge::{self, LastHost},
+        hops,
         pace::{Pace, Paced},
         refusal,
     },
@@ -111,7 +112,7 @@ struct Connection {
 }
 
 impl Connection {
-    async fn stream(self: Rc<Self>, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+    async fn stream(self: Rc<Self>, mut request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
         match upgrade::asked(&request) {
             Err(malformed) => {
                 tracing::debug!(malformed, client = %self.door.client, "stream refused");
@@ -120,7 +121,16 @@ impl Connection {
             // Boxed, so that the task of a plain request is not as large as the largest of the three.
             Ok(Some(asked)) => Box::pin(self.upgrade(request, respond, asked)).await,
             Ok(None) if *request.method() == Method::CONNECT => Box::pin(self.tunnel(request, respond)).await,
-            Ok(None) => self.request(request, respond).await,
+            Ok(None) => match hops::last(&request.method().clone(), request.headers_mut()) {
+                Ok(None) => self.request(request, respond).await,
+                // Mostly of the calling sidecar's own, ahead of its first request: nothing is recorded.
+                Ok(Some(answer)) => {
+                    if let Err(error) = respond.send_response(answer, true) {
+                        tracing::debug!(%error, "an answer ended early");
+                    }
+                }
+                Err(malformed) => say(respond, &malformed.into(), refusal::Form::default(), false).await,
+            },
         }
     }
 

@@ -39,7 +39,7 @@ use crate::{
     meter::Metered,
     metrics::{Direction, Flow},
     plain::{
-        self, PlainBody, PlainVersion, Upgrade, edge,
+        self, PlainBody, PlainVersion, Upgrade, edge, hops,
         pace::{Pace, Paced},
         parking, refusal, settings,
     },
@@ -347,8 +347,8 @@ async fn answer(door: Rc<Door>, target: Target, mut request: Request<Incoming>) 
     };
     let answer = match passed {
         Ok(Passed::Answer(answer)) => InboundBody::application(answer, record),
-        Ok(Passed::Switched(answer)) => {
-            record.status = Some(StatusCode::SWITCHING_PROTOCOLS);
+        Ok(Passed::Head(answer)) => {
+            record.status = Some(answer.status());
             InboundBody::own(answer.map(|()| Bytes::new()))
         }
         Err(refused) => {
@@ -393,17 +393,18 @@ fn name(uri: &Uri) -> Option<String> {
     Some(format!("{host}:{}", authority.port_u16().unwrap_or(HTTP_PORT)))
 }
 
-/// What the application said.
+/// What came of a request that was let in.
 enum Passed {
     Answer(Response<PlainBody>),
-    Switched(Response<()>),
+    /// A head that the sidecar writes: of a switch of protocols, or to a request that goes no further.
+    Head(Response<()>),
 }
 
 async fn pass(
     door: &Rc<Door>,
     application: SocketAddr,
     version: Version,
-    parts: request::Parts,
+    mut parts: request::Parts,
     body: Incoming,
     upgrade: Option<(HeaderValue, OnUpgrade)>,
 ) -> Result<Passed, Refused> {
@@ -413,6 +414,9 @@ async fn pass(
         AppProtocol::Detect | AppProtocol::Http if version == Version::HTTP_2 => PlainVersion::Http2,
         AppProtocol::Detect | AppProtocol::Http => PlainVersion::Http1,
     };
+    if let Some(answer) = hops::last(&parts.method, &mut parts.headers)? {
+        return Ok(Passed::Head(answer));
+    }
     let Some((protocol, on_upgrade)) = upgrade.filter(|_| speaks == PlainVersion::Http1) else {
         let (body, pace) = Paced::new(body, &parts.headers, door.worker.settings.stall_timeout);
         let answer = pin!(door.send(application, speaks, parts, body));
@@ -443,7 +447,7 @@ async fn pass(
                     Err(_) => tracing::debug!("an upgrade was not taken up"),
                 }
             });
-            Ok(Passed::Switched(answer))
+            Ok(Passed::Head(answer))
         }
     }
 }

@@ -185,9 +185,14 @@ impl World {
         client.unwrap()
     }
 
+    /// What is counted.
+    pub(super) fn scrape(&self) -> String {
+        self.metrics.encode(&Observed::default())
+    }
+
     /// Whether the scrape has this line.
     pub(super) fn counted(&self, line: &str) -> bool {
-        self.metrics.encode(&Observed::default()).lines().any(|l| l == line)
+        self.scrape().lines().any(|l| l == line)
     }
 }
 

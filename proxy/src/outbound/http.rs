@@ -29,7 +29,7 @@ use crate::{
     meter::Metered,
     metrics::Direction,
     plain::{
-        self, edge,
+        self, edge, hops,
         pace::{Pace, Paced, Stalled},
         parking,
         refusal::Form,
@@ -170,6 +170,12 @@ impl Refused {
     }
 }
 
+impl From<edge::Malformed> for Refused {
+    fn from(malformed: edge::Malformed) -> Self {
+        Self::new(malformed.reason(), malformed.to_string())
+    }
+}
+
 async fn serve(
     connection: &Rc<Connection>,
     mut request: Request<Incoming>,
@@ -181,15 +187,15 @@ async fn serve(
     let on_upgrade = hyper::upgrade::on(&mut request);
     let (mut parts, body) = request.into_parts();
     let extended = websocket::extended_connect(&mut parts)?;
-    let upgrade = edge::request(&mut parts, worker.settings.header_limit, &connection.last_host).map_err(
-        |malformed| {
+    let upgrade = edge::request(&mut parts, worker.settings.header_limit, &connection.last_host)
+        .inspect_err(|malformed| {
             if malformed.reason() == Reason::HeadersTooLarge {
                 worker.metrics.header_limit(Direction::Outbound);
             }
-            Refused::new(malformed.reason(), malformed.to_string())
-        },
-    )?;
-
+        })?;
+    if let Some(answer) = hops::last(&parts.method, &mut parts.headers)? {
+        return Ok(answer.map(|()| ResponseBody::empty()));
+    }
     let offer = match (extended, upgrade) {
         (Some(extended), _) => Some(extended.offer(&mut parts)?),
         (None, upgrade) => upgrade.map(Offer::http1),

@@ -62,6 +62,9 @@ pub enum Malformed {
     /// The application changed protocols though nobody asked, or to one that nobody offered.
     #[error("101 to a protocol that the request did not offer")]
     Unasked,
+    /// A TRACE that may be passed on no further ([`super::hops`]).
+    #[error("Max-Forwards lets the TRACE go no further, and sidecars answer none")]
+    Trace,
 }
 
 impl Malformed {
@@ -432,7 +435,7 @@ fn one_length(headers: &mut HeaderMap) -> Result<(), Malformed> {
 }
 
 /// Digits and nothing else.
-fn decimal(text: &[u8]) -> Option<u64> {
+pub(super) fn decimal(text: &[u8]) -> Option<u64> {
     if text.is_empty() || !text.iter().all(u8::is_ascii_digit) {
         return None;
     }

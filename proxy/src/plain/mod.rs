@@ -10,6 +10,7 @@ pub mod edge;
 mod failure;
 mod farewell;
 pub mod head;
+pub mod hops;
 mod http1;
 mod http2;
 mod linger;

@@ -334,7 +334,7 @@ async fn a_connection_without_a_request_yet_does_not_hold_up_the_end() {
     on_a_worker(async {
         let world = World::new().await;
         let application = world.application().await;
-        world.web.warm(&world.peer(Form::Http1, application.address.port()), CONNECT).await.unwrap();
+        world.web.warm(&world.peer(Form::Http1, application.address.port()), None, CONNECT).await.unwrap();
         let open = "heddle_connections_open{direction=\"inbound\",tls=\"true\"} ";
         assert!(world.counted(&format!("{open}1")));
         world.drain.terminating();
@@ -344,6 +344,33 @@ async fn a_connection_without_a_request_yet_does_not_hold_up_the_end() {
         while !world.counted(&format!("{open}0")) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_its_sidecar_asks_ahead_of_a_pods_first_request_is_answered_here_and_not_counted() {
+    on_a_worker(async {
+        let world = World::new().await;
+        let mut application = world.application().await;
+        // Nor is a caller that may ask for nothing told off for it.
+        world.set(guarded(AccessAction::Deny, Some("shop/web"), None));
+        let authority = || Some("reviews:9080".parse().unwrap());
+        for form in [Form::Http1, Form::Http2] {
+            let peer = world.peer(form, application.address.port());
+            world.web.warm(&peer, authority(), CONNECT).await.unwrap();
+        }
+        assert!(application.is_untouched());
+        let scrape = world.scrape();
+        let counted = scrape.lines().filter(|line| !line.starts_with('#') && !line.ends_with(" 0"));
+        let of_requests =
+            |line: &&str| ["heddle_requests", "heddle_refused"].iter().any(|n| line.starts_with(n));
+        assert_eq!(counted.filter(of_requests).count(), 0, "{scrape}");
+
+        world.set(guarded(AccessAction::Allow, Some("shop/web"), None));
+        let (_, answer) = exchange(&world, &mut application, get("/"), OK).await;
+        assert_eq!(answer.unwrap().status(), 200);
+        assert!(world.counted("heddle_connections_open{direction=\"inbound\",tls=\"true\"} 2"), "no new one");
     })
     .await;
 }

@@ -43,6 +43,33 @@ async fn a_redirected_request_reaches_the_port_it_was_for() {
 }
 
 #[tokio::test]
+async fn a_request_that_may_go_no_further_is_answered_here_if_its_caller_may_ask() {
+    on_a_worker(async {
+        let world = World::new().await;
+        let mut application = world.application().await;
+        let ask = async |method: &str| {
+            let mut client = world.plaintext(Some(application.address)).await;
+            let head = format!("{method} / HTTP/1.1\r\nHost: reviews:9080\r\nConnection: close\r\n");
+            client.write_all(format!("{head}Max-Forwards: 0\r\n\r\n").as_bytes()).await.unwrap();
+            rest(&mut client).await.unwrap()
+        };
+        let answer = ask("OPTIONS").await;
+        assert!(answer.starts_with("HTTP/1.1 204 ") && answer.ends_with("\r\n\r\n"), "{answer}");
+        assert!(!answer.contains("content-length"), "{answer}");
+        let answer = ask("TRACE").await;
+        assert!(
+            answer.starts_with("HTTP/1.1 400 ") && answer.contains("heddle-reason: BadRequest"),
+            "{answer}"
+        );
+        world.set(strict(AppProtocol::Http1));
+        let answer = ask("OPTIONS").await;
+        assert!(answer.contains("heddle-reason: PlaintextRefused\r\n"), "{answer}");
+        assert!(application.is_untouched());
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn without_redirect_the_authority_names_the_port() {
     on_a_worker(async {
         let world = World::new().await;
