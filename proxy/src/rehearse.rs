@@ -55,7 +55,8 @@ const NAME: &str = "rehearsal:80";
 /// And for what.
 const PATH: &str = "/rehearsal";
 /// What common clients send with it.
-const ASKED: [(&str, &str); 3] = [("user-agent", "rehearsal"), ("accept", "*/*"), ("accept-encoding", "gzip")];
+const ASKED: [(&str, &str); 3] =
+    [("user-agent", "rehearsal"), ("accept", "*/*"), ("accept-encoding", "gzip")];
 /// What common servers answer with; hyper adds the date and the length.
 const ANSWERED: [(&str, &str); 5] = [
     ("server", "rehearsal"),

@@ -105,7 +105,9 @@ async fn dial(certs: &Path, peer: SocketAddr) -> Result<client::SendRequest<Byte
     let tls = TlsConnector::from(Arc::new(tls)).connect(ServerName::try_from("bench")?, socket).await?;
     let mut builder = client::Builder::new();
     builder.initial_window_size(STREAM_WINDOW).initial_connection_window_size(CONNECTION_WINDOW);
-    let (carrier, connection) = builder.max_frame_size(FRAME).handshake(tls).await?;
+    // As at the other end: what still comes for streams that clients left must not end the connection.
+    builder.max_frame_size(FRAME).max_local_error_reset_streams(None);
+    let (carrier, connection) = builder.handshake(tls).await?;
     tokio::spawn(connection);
     Ok(carrier)
 }

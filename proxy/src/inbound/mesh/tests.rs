@@ -363,8 +363,9 @@ async fn what_its_sidecar_asks_ahead_of_a_pods_first_request_is_answered_here_an
         assert!(application.is_untouched());
         let scrape = world.scrape();
         let counted = scrape.lines().filter(|line| !line.starts_with('#') && !line.ends_with(" 0"));
-        let of_requests =
-            |line: &&str| ["heddle_requests", "heddle_refused"].iter().any(|n| line.starts_with(n));
+        let of_requests = |line: &&str| {
+            ["http_server_request_duration", "heddle_refused"].iter().any(|n| line.starts_with(n))
+        };
         assert_eq!(counted.filter(of_requests).count(), 0, "{scrape}");
 
         world.set(guarded(AccessAction::Allow, Some("shop/web"), None));
