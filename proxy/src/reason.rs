@@ -8,7 +8,7 @@ pub const HEADER: http::HeaderName = http::HeaderName::from_static("heddle-reaso
 /// Why the sidecar refused or gave up. The variant's name is the word (contract: users see it).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {
-    /// The request breaks HTTP's rules.
+    /// The request breaks HTTP's rules, or asks the sidecar itself for what it does not do (TRACE).
     BadRequest,
     /// Names and values of the headers exceed the limit.
     HeadersTooLarge,

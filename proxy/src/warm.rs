@@ -1,11 +1,11 @@
 //! A warm start: what other pods of the workload talk to is asked for, and connected to, before the sidecar says that it
 //! is ready. The application's first request then waits for neither discovery nor a handshake, nor for the series that it
-//! is counted in to be made.
+//! is counted in to be made; and it is not the first on its connection ([`crate::carrier::ahead`]).
 //!
 //! Which names those are is the control plane's to say (`DiscoveryResponse.expected`), and only a hint: nothing here can
 //! fail, everything is bounded by number and by [`LIMIT`]. What nobody uses is let go as anything else that nobody uses.
 
-use std::{rc::Rc, sync::Arc, time::Duration};
+use std::{net::IpAddr, rc::Rc, sync::Arc, time::Duration};
 
 use heddle_api::carrier::Form;
 use http::{Version, uri::Authority};
@@ -33,7 +33,7 @@ const SERIES: usize = 4;
 /// A peer that starts at the same time may not listen yet.
 const AGAIN: Duration = Duration::from_millis(20);
 
-/// Asks for what is expected and connects to it. Returns when all is done or [`LIMIT`] has passed; dials that are under
+/// Asks for what is expected, connects to it and sends a request there. Returns when all is done or [`LIMIT`] has passed; dials that are under
 /// way then end by themselves.
 pub async fn warm(worker: &Rc<Worker>) {
     let names = worker.store.expected().await;
@@ -50,12 +50,16 @@ pub async fn warm(worker: &Rc<Worker>) {
         while let Some(found) = lookups.join_next().await {
             let Ok((name, Ok(slot))) = found else { continue };
             let Lookup::Mesh(destination) = slot.load() else { continue };
+            let namespace =
+                worker.identity.current().map(|credentials| credentials.id.namespace().to_owned());
+            let authority = authority(&name, &destination.service, namespace.as_deref());
             for (backend, endpoint) in targets(&destination, room) {
                 room -= 1;
                 for key in series(&destination, &backend, &endpoint).take(SERIES) {
                     worker.series.get(&worker.metrics, &key);
                 }
-                dials.spawn_local(connect(Rc::clone(worker), authority(&name), backend, endpoint));
+                let asked = authority.clone().filter(|_| speaks_http(&destination, &backend));
+                dials.spawn_local(connect(Rc::clone(worker), asked, backend, endpoint));
             }
         }
         while dials.join_next().await.is_some() {}
@@ -118,13 +122,29 @@ fn series<'a>(
     })
 }
 
-/// What clients write for a name: the port mostly not where it is HTTP's anyway.
-fn authority(name: &str) -> Option<Authority> {
-    name.strip_suffix(":80").unwrap_or(name).parse().ok()
+/// The authority that applications will likely write for a name: the name, without HTTP's own port. Where it is an address,
+/// since connections are redirected, the Service's name as pods of this namespace mostly write it.
+fn authority(name: &str, service: &str, namespace: Option<&str>) -> Option<Authority> {
+    let (host, port) = name.rsplit_once(':')?;
+    let is_address = host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+    let service = service.split_once('/').filter(|_| is_address);
+    let host = match service.and_then(|(of, rest)| Some((of, rest.rsplit_once(':')?.0))) {
+        Some((of, service)) if namespace == Some(of) => service.to_owned(),
+        Some((of, service)) => format!("{service}.{of}"),
+        None => host.to_owned(),
+    };
+    if port == "80" { host.parse().ok() } else { format!("{host}:{port}").parse().ok() }
 }
 
-/// Connects to an endpoint's sidecar, and sends it a first request for the authority. An endpoint without one has no
-/// handshake to save.
+/// Whether requests are certain to follow. A port that declares nothing may be no HTTP server's, and a sidecar of an
+/// earlier version would pass on to it what is meant for the sidecar.
+fn speaks_http(destination: &Destination, backend: &Backend) -> bool {
+    destination.protocol != AppProtocol::Opaque
+        && matches!(backend.protocol, AppProtocol::Http | AppProtocol::Http1 | AppProtocol::Http2)
+}
+
+/// Connects to an endpoint's sidecar, and sends it a request of our own if there is an authority for it. An endpoint without
+/// a sidecar has no handshake to save.
 async fn connect(
     worker: Rc<Worker>,
     authority: Option<Authority>,
@@ -137,10 +157,13 @@ async fn connect(
         AppProtocol::Http1 | AppProtocol::Http | AppProtocol::Detect => Form::Http1,
     };
     let Ok(Some(peer)) = peer(&worker, &endpoint, form) else { return };
-    let authority = authority.filter(|_| form != Form::Tcp);
-    while let Err(error) = worker.carrier.warm(&peer, authority.clone(), backend.policy.connect_timeout).await
-    {
-        tracing::debug!(address = %peer.address, error = error.source, "not connected ahead of the first request");
+    let within = backend.policy.connect_timeout;
+    let attempt = async || match authority.clone() {
+        Some(authority) => worker.carrier.ask_ahead(&peer, authority, within).await,
+        None => worker.carrier.connect_ahead(&peer, within).await,
+    };
+    while let Err(error) = attempt().await {
+        tracing::debug!(address = %peer.address, error = error.source, "not warmed ahead of the first request");
         if error.reason != Reason::ConnectFailed {
             return;
         }
@@ -235,11 +258,19 @@ mod tests {
     }
 
     #[test]
-    fn the_first_request_has_the_authority_that_clients_write() {
-        for (name, written) in [("web:80", "web"), ("web:8080", "web:8080"), ("[fd00::1]:80", "[fd00::1]")] {
-            assert_eq!(authority(name).unwrap(), written);
+    fn the_request_ahead_has_the_authority_that_applications_write() {
+        let written = |name, service| authority(name, service, Some("shop")).map(|a| a.to_string());
+        for (name, service, host) in [
+            ("web:80", "shop/web:80", "web"),
+            ("web.other:8080", "other/web:8080", "web.other:8080"),
+            ("10.96.0.7:80", "shop/web:80", "web"),
+            ("10.96.0.7:8080", "other/web:8080", "web.other:8080"),
+            ("[fd00::1]:80", "shop/web:80", "web"),
+            ("10.0.0.1:80", "no Service", "10.0.0.1"),
+        ] {
+            assert_eq!(written(name, service).unwrap(), host);
         }
-        assert_eq!(authority("no host"), None);
+        assert_eq!(written("no host:80", "shop/web:80"), None);
     }
 
     #[test]

@@ -29,6 +29,24 @@ async fn the_second_pod_of_a_workload_is_connected_before_its_first_request() {
 }
 
 #[tokio::test]
+async fn a_new_pods_sidecar_asks_ahead_where_http_is_declared_and_the_application_hears_nothing() {
+    let mut shop = shop::open_with(1, &["--log-level", "debug"]).await;
+    let service = manifest::service("shop/undeclared", 9080, "", "app: reviews");
+    shop.world.save("undeclared.yaml", &service).unwrap();
+    shop.web.answers("undeclared:9080", "/", |answer| answer.status == 200).await;
+    let before = shop.reviews[0].app().requests();
+    let late = shop.world.pod("shop/web-late").label("version", "v1").start().await.unwrap();
+    let names = late.config().await.unwrap()["destinations"].to_string();
+    assert!(names.contains("undeclared:9080") && names.contains(HOST), "{names}");
+
+    let log = shop.world.sidecar("shop/reviews-v1").unwrap().log();
+    let asked = log.lines().filter(|line| line.contains("asks ahead of its application"));
+    let asked: Vec<_> = asked.map(|line| line.contains("undeclared")).collect();
+    assert!(!asked.is_empty() && !asked.contains(&true), "{log}");
+    assert_eq!(shop.reviews[0].app().requests(), before);
+}
+
+#[tokio::test]
 async fn a_sidecar_is_ready_though_what_its_siblings_talk_to_cannot_be_reached() {
     let mut shop = shop::open(1).await;
     shop.world.kill_sidecar("shop/reviews-v1");

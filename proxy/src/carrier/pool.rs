@@ -116,25 +116,36 @@ impl Pool {
         Ok(CarrierBody::of_response(response, slot, pump).map(|body| body.after(opened.elapsed())))
     }
 
-    /// Sees to it that there is a connection to the peer, ahead of the first request; and, where one for this authority
-    /// is likely, that it is not the first on the connection.
+    /// Sees to it that there is a connection to the peer, ahead of the first request.
+    ///
+    /// # Errors
+    /// What [`SendError`] says; `connect_timeout` bounds the wait.
+    pub async fn connect_ahead(
+        self: &Rc<Self>,
+        peer: &Peer,
+        connect_timeout: Duration,
+    ) -> Result<(), SendError> {
+        self.slot(peer, connect_timeout).await.map(Slot::end)
+    }
+
+    /// The same, and sends the peer's sidecar a request of our own there (see [`ahead`]), with the authority that the
+    /// application's requests will likely have.
     ///
     /// # Errors
     /// What [`SendError`] says; `connect_timeout` bounds the wait for a connection, the caller that for the answer.
-    pub async fn warm(
+    pub async fn ask_ahead(
         self: &Rc<Self>,
         peer: &Peer,
-        authority: Option<Authority>,
+        authority: Authority,
         connect_timeout: Duration,
     ) -> Result<(), SendError> {
-        let Some(authority) = authority else {
-            return self.slot(peer, connect_timeout).await.map(Slot::end);
-        };
         let (slot, response, _stream) =
             self.open(peer, ahead::request(authority), true, connect_timeout).await?;
-        // Whatever it is.
-        response.await.map_err(|error| SendError::of_stream(peer, &error))?;
-        slot.end();
+        let response = response.await.map_err(|error| SendError::of_stream(peer, &error))?;
+        // Whatever it says. One with a body is not of a sidecar, and is cancelled.
+        if response.body().is_end_stream() {
+            slot.end();
+        }
         Ok(())
     }
 

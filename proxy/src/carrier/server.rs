@@ -156,7 +156,8 @@ impl Incoming {
                 if signal.dead.get() {
                     return Poll::Ready(None);
                 }
-                // Callers learn of the drain a moment later: a connection made meanwhile gets its first request served.
+                // Callers learn of the drain a moment later: a connection made meanwhile gets its first request served,
+                // which may be their sidecar's own.
                 if !draining && (signal.idle.get() || signal.drain.get() && served) {
                     draining = true;
                     self.connection.graceful_shutdown();

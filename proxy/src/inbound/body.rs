@@ -20,6 +20,14 @@ pub(super) struct InboundBody {
     record: Option<Record>,
 }
 
+/// What came of a request that was let in.
+pub(super) enum Passed {
+    /// The application's answer.
+    Application(Response<PlainBody>),
+    /// A head that the sidecar writes: of a switch of protocols, or to a request that must not be passed on.
+    Head(Response<()>),
+}
+
 #[derive(Debug)]
 enum Source {
     Own(Option<Bytes>),
@@ -30,6 +38,17 @@ impl InboundBody {
     pub(super) fn application(answer: Response<PlainBody>, mut record: Record) -> Response<Self> {
         record.status = Some(answer.status());
         answer.map(|body| Self { source: Source::Application(body), record: Some(record) })
+    }
+
+    /// The answer to a request that was let in.
+    pub(super) fn passed(passed: Passed, mut record: Record) -> Response<Self> {
+        match passed {
+            Passed::Application(answer) => Self::application(answer, record),
+            Passed::Head(head) => {
+                record.status = Some(head.status());
+                Self::own(head.map(|()| Bytes::new()))
+            }
+        }
     }
 
     pub(super) fn own(answer: Response<Bytes>) -> Response<Self> {

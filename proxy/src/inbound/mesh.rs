@@ -14,13 +14,13 @@ use tokio::{net::TcpStream, time::Instant};
 
 use super::{
     TCP_IDLE,
-    body::InboundBody,
+    body::{InboundBody, Passed},
     door::{Door, Permitted, Refused},
     record::{self, Record},
 };
 use crate::{
     carrier::{
-        self, CarrierBody, Tunnel,
+        self, CarrierBody, Tunnel, ahead,
         copy::Copied,
         server::{self, AcceptError},
         unless_reset,
@@ -29,7 +29,7 @@ use crate::{
     meter::STALLED,
     metrics::{Direction, Flow, PeerRefusal},
     plain::{
-        PlainBody, PlainVersion, Upgrade,
+        PlainVersion, Upgrade,
         edge::{self, LastHost},
         hops,
         pace::{Pace, Paced},
@@ -112,7 +112,7 @@ struct Connection {
 }
 
 impl Connection {
-    async fn stream(self: Rc<Self>, mut request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+    async fn stream(self: Rc<Self>, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
         match upgrade::asked(&request) {
             Err(malformed) => {
                 tracing::debug!(malformed, client = %self.door.client, "stream refused");
@@ -121,16 +121,9 @@ impl Connection {
             // Boxed, so that the task of a plain request is not as large as the largest of the three.
             Ok(Some(asked)) => Box::pin(self.upgrade(request, respond, asked)).await,
             Ok(None) if *request.method() == Method::CONNECT => Box::pin(self.tunnel(request, respond)).await,
-            Ok(None) => match hops::last(&request.method().clone(), request.headers_mut()) {
-                Ok(None) => self.request(request, respond).await,
-                // Mostly of the calling sidecar's own, ahead of its first request: nothing is recorded.
-                Ok(Some(answer)) => {
-                    if let Err(error) = respond.send_response(answer, true) {
-                        tracing::debug!(%error, "an answer ended early");
-                    }
-                }
-                Err(malformed) => say(respond, &malformed.into(), refusal::Form::default(), false).await,
-            },
+            // Nobody asked for it, so nobody is to find it in a log, a metric or a policy's refusals.
+            Ok(None) if ahead::is_one(&request) => ahead::answer(&request, respond),
+            Ok(None) => self.request(request, respond).await,
         }
     }
 
@@ -151,16 +144,12 @@ impl Connection {
             return stalled(respond, record);
         };
         match answer {
-            Ok(answer) => reply(respond, InboundBody::application(answer, record)).await,
+            Ok(passed) => reply(respond, InboundBody::passed(passed, record)).await,
             Err(refused) => refuse(respond, record, &refused, form, false).await,
         }
     }
 
-    async fn answer(
-        &self,
-        mut parts: request::Parts,
-        body: Paced<CarrierBody>,
-    ) -> Result<Response<PlainBody>, Refused> {
+    async fn answer(&self, mut parts: request::Parts, body: Paced<CarrierBody>) -> Result<Passed, Refused> {
         let version = match self.name.form {
             Form::Http1 => PlainVersion::Http1,
             Form::Http2 => PlainVersion::Http2,
@@ -169,7 +158,10 @@ impl Connection {
         let application = self.application.clone()?;
         edge::request(&mut parts, self.door.worker.settings.header_limit, &LastHost::default())?;
         self.door.admit_request(application.port(), &parts)?;
-        self.door.send(application, version, parts, body).await
+        if let Some(head) = hops::last(&parts.method, &mut parts.headers)? {
+            return Ok(Passed::Head(head));
+        }
+        self.door.send(application, version, parts, body).await.map(Passed::Application)
     }
 
     /// A request for another protocol; a tunnel if the application agrees.
@@ -201,6 +193,9 @@ impl Connection {
         edge::request(&mut parts, self.door.worker.settings.header_limit, &LastHost::default())?;
         edge::without_content(&parts.headers)?;
         self.door.admit_request(application.port(), &parts)?;
+        if hops::last(&parts.method, &mut parts.headers)?.is_some() {
+            return Err(Refused::new(Reason::BadRequest, "Max-Forwards lets the upgrade go no further"));
+        }
         let permitted = Permitted { application, request: Some((parts.method.clone(), parts.uri.clone())) };
         Ok((permitted, self.door.upgrade(application, parts, &asked.protocol).await?))
     }

@@ -27,7 +27,7 @@ use tokio::{
 
 use super::{
     TCP_IDLE,
-    body::InboundBody,
+    body::{InboundBody, Passed},
     door::{Door, Permitted, Refused},
     record::{self, Record},
 };
@@ -39,7 +39,7 @@ use crate::{
     meter::Metered,
     metrics::{Direction, Flow},
     plain::{
-        self, PlainBody, PlainVersion, Upgrade, edge, hops,
+        self, PlainVersion, Upgrade, edge, hops,
         pace::{Pace, Paced},
         parking, refusal, settings,
     },
@@ -346,11 +346,7 @@ async fn answer(door: Rc<Door>, target: Target, mut request: Request<Incoming>) 
         Err(refused) => Err(refused),
     };
     let answer = match passed {
-        Ok(Passed::Answer(answer)) => InboundBody::application(answer, record),
-        Ok(Passed::Head(answer)) => {
-            record.status = Some(answer.status());
-            InboundBody::own(answer.map(|()| Bytes::new()))
-        }
+        Ok(passed) => InboundBody::passed(passed, record),
         Err(refused) => {
             record.refused(refused.reason, true);
             InboundBody::own(refusal::refusal(refused.reason, &refused.sentence, form))
@@ -393,13 +389,6 @@ fn name(uri: &Uri) -> Option<String> {
     Some(format!("{host}:{}", authority.port_u16().unwrap_or(HTTP_PORT)))
 }
 
-/// What came of a request that was let in.
-enum Passed {
-    Answer(Response<PlainBody>),
-    /// A head that the sidecar writes: of a switch of protocols, or to a request that goes no further.
-    Head(Response<()>),
-}
-
 async fn pass(
     door: &Rc<Door>,
     application: SocketAddr,
@@ -421,7 +410,7 @@ async fn pass(
         let (body, pace) = Paced::new(body, &parts.headers, door.worker.settings.stall_timeout);
         let answer = pin!(door.send(application, speaks, parts, body));
         return match Pace::watch(pace, answer).await {
-            Ok(answer) => Ok(Passed::Answer(answer?)),
+            Ok(answer) => Ok(Passed::Application(answer?)),
             Err(stalled) => {
                 door.stalled.notify_one();
                 Err(Refused::new(Reason::RequestStalled, stalled.to_string()))
@@ -430,7 +419,7 @@ async fn pass(
     };
     let (method, uri) = (parts.method.clone(), parts.uri.clone());
     match Box::pin(door.upgrade(application, parts, &protocol)).await? {
-        Upgrade::Declined(answer) => Ok(Passed::Answer(answer)),
+        Upgrade::Declined(answer) => Ok(Passed::Application(answer)),
         Upgrade::Switched(mut answer, server) => {
             answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
             let permitted = Permitted { application, request: Some((method, uri)) };

@@ -63,7 +63,9 @@ pub enum Malformed {
     #[error("101 to a protocol that the request did not offer")]
     Unasked,
     /// A TRACE that may be passed on no further ([`super::hops`]).
-    #[error("Max-Forwards lets the TRACE go no further, and sidecars answer none")]
+    #[error(
+        "Max-Forwards: 0 on a TRACE: it may not be passed on, and a sidecar does not answer TRACE itself"
+    )]
     Trace,
 }
 
@@ -435,7 +437,7 @@ fn one_length(headers: &mut HeaderMap) -> Result<(), Malformed> {
 }
 
 /// Digits and nothing else.
-pub(super) fn decimal(text: &[u8]) -> Option<u64> {
+fn decimal(text: &[u8]) -> Option<u64> {
     if text.is_empty() || !text.iter().all(u8::is_ascii_digit) {
         return None;
     }

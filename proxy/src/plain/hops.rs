@@ -2,20 +2,18 @@
 
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header::MAX_FORWARDS};
 
-use super::edge::{Malformed, decimal};
+use super::edge::Malformed;
 
-/// Counts a request that may be passed on; the answer to an OPTIONS that may not. A field that is no number is left
-/// alone.
+/// Takes one hop off a request that is to be passed on, if it counts them. Where none is left it must not be passed on: gives
+/// the answer to an OPTIONS then. A field that is no number is left as it is.
 ///
 /// # Errors
-/// For a TRACE that may not be passed on: what a sidecar saw of a request is no business of its sender's.
+/// For a TRACE with no hop left. Its answer would be the request itself, with whatever others have added to it on the way.
 pub fn last(method: &Method, headers: &mut HeaderMap) -> Result<Option<Response<()>>, Malformed> {
     if *method != Method::OPTIONS && *method != Method::TRACE {
         return Ok(None);
     }
-    let Some(left) = headers.get(MAX_FORWARDS).and_then(|value| decimal(value.as_bytes())) else {
-        return Ok(None);
-    };
+    let Some(left) = hops_left(headers) else { return Ok(None) };
     let Some(left) = left.checked_sub(1) else {
         if *method == Method::TRACE {
             return Err(Malformed::Trace);
@@ -26,6 +24,14 @@ pub fn last(method: &Method, headers: &mut HeaderMap) -> Result<Option<Response<
     };
     headers.insert(MAX_FORWARDS, HeaderValue::from(left));
     Ok(None)
+}
+
+/// The number of the one field; the largest that there is here for a larger one.
+fn hops_left(headers: &HeaderMap) -> Option<u64> {
+    let mut fields = headers.get_all(MAX_FORWARDS).iter();
+    let digits = fields.next().filter(|_| fields.next().is_none())?.to_str().ok()?;
+    let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then(|| digits.parse().unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]
@@ -48,6 +54,23 @@ mod tests {
     }
 
     #[test]
+    fn more_than_can_be_counted_is_made_what_can() {
+        let (last, left) = passed(&Method::OPTIONS, "99999999999999999999");
+        assert_eq!((last, left), (Ok(None), (u64::MAX - 1).to_string()));
+    }
+
+    #[test]
+    fn two_fields_are_no_number() {
+        let mut headers = HeaderMap::new();
+        for value in ["1", "0"] {
+            headers.append(MAX_FORWARDS, HeaderValue::from_static(value));
+        }
+        let before = headers.clone();
+        assert!(last(&Method::OPTIONS, &mut headers).unwrap().is_none());
+        assert_eq!(headers, before);
+    }
+
+    #[test]
     fn what_may_go_no_further_is_answered() {
         assert_eq!(passed(&Method::OPTIONS, "0").0, Ok(Some(StatusCode::NO_CONTENT)));
         assert_eq!(passed(&Method::TRACE, "0").0, Err(Malformed::Trace));
@@ -56,7 +79,7 @@ mod tests {
     #[test]
     fn other_methods_and_other_values_are_left_alone() {
         assert_eq!(passed(&Method::GET, "0"), (Ok(None), "0".to_owned()));
-        for field in ["", "-1", "1, 0", "all", "99999999999999999999"] {
+        for field in ["", "-1", "+1", "1, 0", "all"] {
             assert_eq!(passed(&Method::OPTIONS, field), (Ok(None), field.to_owned()));
         }
         assert_eq!(last(&Method::OPTIONS, &mut HeaderMap::new()).unwrap().map(|_| ()), None);

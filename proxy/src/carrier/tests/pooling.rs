@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use super::super::{
-    Pool, Sent, respond,
+    Pool, Sent, ahead, respond,
     server::{self, AcceptError},
     testing::{Authority, SECOND, World, get, id, metrics, on_a_worker, shake_hands},
 };
@@ -35,6 +35,27 @@ async fn first_requests_that_come_together_share_one_dial() {
             requests.spawn_local(async move { world.text("/").await });
         }
         assert!(requests.join_all().await.iter().all(|text| text == "fine"));
+        assert_eq!(world.accepted.get(), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_request_ahead_is_the_first_on_the_connection_that_others_use() {
+    on_a_worker(async {
+        let heard = Rc::new(RefCell::new(Vec::new()));
+        let hears = Rc::clone(&heard);
+        let world = World::new(Form::Http1, move |request, to| {
+            hears.borrow_mut().push((ahead::is_one(&request), request.uri().to_string()));
+            async move {
+                let _gone = respond(to, Response::new(Full::from("fine"))).await;
+            }
+        })
+        .await;
+        world.pool.ask_ahead(&world.peer, "reviews:9080".parse().unwrap(), SECOND).await.unwrap();
+        world.text("/").await;
+        let as_sent = |path| format!("http://reviews:9080{path}");
+        assert_eq!(*heard.borrow(), [(true, as_sent("*")), (false, as_sent("/"))]);
         assert_eq!(world.accepted.get(), 1);
     })
     .await;

@@ -334,7 +334,8 @@ async fn a_connection_without_a_request_yet_does_not_hold_up_the_end() {
     on_a_worker(async {
         let world = World::new().await;
         let application = world.application().await;
-        world.web.warm(&world.peer(Form::Http1, application.address.port()), None, CONNECT).await.unwrap();
+        let peer = world.peer(Form::Http1, application.address.port());
+        world.web.connect_ahead(&peer, CONNECT).await.unwrap();
         let open = "heddle_connections_open{direction=\"inbound\",tls=\"true\"} ";
         assert!(world.counted(&format!("{open}1")));
         world.drain.terminating();
@@ -355,10 +356,9 @@ async fn what_its_sidecar_asks_ahead_of_a_pods_first_request_is_answered_here_an
         let mut application = world.application().await;
         // Nor is a caller that may ask for nothing told off for it.
         world.set(guarded(AccessAction::Deny, Some("shop/web"), None));
-        let authority = || Some("reviews:9080".parse().unwrap());
         for form in [Form::Http1, Form::Http2] {
             let peer = world.peer(form, application.address.port());
-            world.web.warm(&peer, authority(), CONNECT).await.unwrap();
+            world.web.ask_ahead(&peer, "reviews:9080".parse().unwrap(), CONNECT).await.unwrap();
         }
         assert!(application.is_untouched());
         let scrape = world.scrape();
@@ -372,6 +372,28 @@ async fn what_its_sidecar_asks_ahead_of_a_pods_first_request_is_answered_here_an
         let (_, answer) = exchange(&world, &mut application, get("/"), OK).await;
         assert_eq!(answer.unwrap().status(), 200);
         assert!(world.counted("heddle_connections_open{direction=\"inbound\",tls=\"true\"} 2"), "no new one");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_must_not_be_passed_on_is_answered_like_any_request_and_only_to_who_may_ask() {
+    on_a_worker(async {
+        let world = World::new().await;
+        let mut application = world.application().await;
+        let peer = world.peer(Form::Http1, application.address.port());
+        let ask = async |method: Method| {
+            let request = Request::builder().method(method).uri("http://reviews:9080/a");
+            let request = request.header("max-forwards", "0").body(Empty::<Bytes>::new()).unwrap();
+            world.web.send(&peer, request, CONNECT).await.unwrap().status().as_u16()
+        };
+        assert_eq!((ask(Method::OPTIONS).await, ask(Method::TRACE).await), (204, 400));
+        assert!(world.counted("heddle_refused_total{direction=\"inbound\",reason=\"BadRequest\"} 1"));
+        world.set(guarded(AccessAction::Deny, Some("shop/web"), None));
+        assert_eq!(ask(Method::OPTIONS).await, 403);
+        assert!(application.is_untouched());
+        let counted = |line: &&str| line.starts_with("http_server_request_duration_seconds_count");
+        assert_eq!(world.scrape().lines().filter(counted).count(), 3, "{}", world.scrape());
     })
     .await;
 }
