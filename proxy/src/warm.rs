@@ -33,8 +33,8 @@ const SERIES: usize = 4;
 /// A peer that starts at the same time may not listen yet.
 const AGAIN: Duration = Duration::from_millis(20);
 
-/// Asks for what is expected, connects to it and sends a request there. Returns when all is done or [`LIMIT`] has passed; dials that are under
-/// way then end by themselves.
+/// Asks for what is expected, connects to it and sends a request there. Returns when all is done or [`LIMIT`] has passed;
+/// dials that are under way then end by themselves.
 pub async fn warm(worker: &Rc<Worker>) {
     let names = worker.store.expected().await;
     let all = async {

@@ -40,7 +40,6 @@ pub fn is_one(request: &Request<RecvStream>) -> bool {
 /// Answers it.
 pub fn answer(request: &Request<RecvStream>, mut respond: SendResponse<Bytes>) {
     tracing::debug!(authority = request.uri().host(), "another sidecar asks ahead of its application");
-
     let mut answer = Response::new(());
     *answer.status_mut() = StatusCode::NO_CONTENT;
     if let Err(error) = respond.send_response(answer, true) {
